@@ -1,0 +1,132 @@
+"""What every editor offers: locate, execute, apply; and ROME's function face on top of them."""
+
+from __future__ import annotations
+
+import copy as copying
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from mmedit.hparams import from_mapping, load_hparams
+from mmedit.models.architecture import bare_model
+from mmedit.models.vlm import VisionLanguageModel
+from mmedit.neuron import NeuronRanking
+from mmedit.patches.patch import Patch
+from mmedit.requests import EditRequest
+
+E = TypeVar("E", bound="Editor")
+
+
+class Editor(ABC):
+    """An editing method with its hyperparameters.
+
+    Args:
+        hparams: an instance of the editor's `Hparams`; its defaults when None.
+    """
+
+    name: ClassVar[str]
+    Hparams: ClassVar[type[Any]]
+
+    def __init__(self, hparams: Any = None) -> None:
+        self.hparams = self.Hparams() if hparams is None else hparams
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.hparams})"
+
+    @classmethod
+    def from_hparams(cls: type[E], source: str | Path | Mapping[str, Any]) -> E:
+        """Make the editor with hyperparameters from a file.
+
+        Args:
+            source: a shipped name such as `iconworld-llava`, the path of a YAML file, or a mapping.
+
+        Raises:
+            HparamsError: if there is no such file, or a key is unknown, of the wrong type or out of range.
+
+        Example:
+            >>> import mmedit
+            >>> mmedit.editors.MMNeurons.from_hparams("llava-1.5-7b").hparams.beta
+            4.0
+        """
+        if isinstance(source, Mapping):
+            return cls(from_mapping(cls.Hparams, dict(source), "the given hyperparameters"))
+        return cls(load_hparams(cls.Hparams, source, cls.name))
+
+    @abstractmethod
+    def locate(self, vlm: VisionLanguageModel, request: EditRequest) -> NeuronRanking:
+        """Rank the neurons that write the request's source, best first.
+
+        Raises:
+            RequestError: if the model does not say the source.
+        """
+
+    @abstractmethod
+    def execute(self, vlm: VisionLanguageModel, request: EditRequest) -> Patch:
+        """Work out the edit; the model is the same at the end as at the start.
+
+        Raises:
+            RequestError: if the model does not say the source.
+        """
+
+    def apply(self, vlm: VisionLanguageModel, request: EditRequest) -> Patch:
+        """Work out the edit and put it live on the model.
+
+        Returns:
+            The patch, to be taken out again by `patch.revert(vlm)`.
+
+        Raises:
+            RequestError: if the model does not say the source.
+        """
+        patch = self.execute(vlm, request)
+        patch.apply(vlm)
+        return patch
+
+
+def apply_to_model(
+    editor: type[Editor], model: Any, tok_or_processor: Any, requests: Sequence[Any] | Mapping[str, Any] | EditRequest, hparams: Any,
+    copy: bool = False, return_orig_weights: bool = False, keep_original_weight: bool = False,
+) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
+    """ROME's function face: edit a bare model and return the weights to restore it from.
+
+    Args:
+        editor: the method.
+        model: a transformers model; edited in place unless `copy`.
+        tok_or_processor: its processor.
+        requests: one request or a list, as `EditRequest` or as mappings with `images` (or `image`), `source`, `target`.
+        hparams: the editor's hyperparameters, or a name, path or mapping of them.
+        copy: edit a deep copy instead.
+        return_orig_weights: return the original of every edited parameter.
+        keep_original_weight: the same, in EasyEdit's word.
+
+    Returns:
+        The edited model, and `{full parameter name: original tensor}`, empty unless asked for.
+
+    Raises:
+        RequestError: for a request that cannot be carried out; the model is then unchanged.
+    """
+    model = copying.deepcopy(model) if copy else model
+    was_training = model.training
+    vlm = VisionLanguageModel(model, tok_or_processor, getattr(model, "name_or_path", ""))
+    method = editor(hparams) if dataclasses.is_dataclass(hparams) else editor.from_hparams(hparams)
+    listed = [requests] if isinstance(requests, Mapping | EditRequest) else list(requests)
+    wanted = [request if isinstance(request, EditRequest) else EditRequest.from_dict(request) for request in listed]
+    patches = [method.execute(vlm, request) for request in wanted]
+    parameters = dict(bare_model(model).named_parameters())
+    names = {vlm.architecture.w_out(site).name for patch in patches for site in patch.deltas}
+    originals = {name: parameters[name].detach().clone() for name in sorted(names)} if return_orig_weights or keep_original_weight else {}
+    _add(vlm, patches)
+    model.train(was_training)
+    return model, originals
+
+
+def _add(vlm: VisionLanguageModel, patches: Sequence[Patch]) -> None:
+    """Add patches to the weights for good: the caller restores from tensors, so the model's stack must not remember them."""
+    from mmedit.patches.live import Stack
+
+    stack = Stack(vlm.architecture)
+    for patch in patches:
+        stack.push(patch, stack.free_name(patch))

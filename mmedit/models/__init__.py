@@ -1,0 +1,1 @@
+"""All that knows a model family: loading, prompts, pictures, and where W_out and W_U are."""

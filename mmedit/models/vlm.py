@@ -1,0 +1,223 @@
+"""A vision-language model and its processor: load, build prompts, caption."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+from mmedit.errors import ModelError, RequestError
+from mmedit.models.architecture import Architecture, architecture_of
+from mmedit.models.images import load_image
+from mmedit.models.prompts import render_prompt
+from mmedit.requests import Prompt, as_list, as_prompt
+
+CHECKPOINTS = Path(__file__).parent.parent / "testbed" / "checkpoints"  # shipped with the package
+MAX_NEW_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer: its new tokens up to, not including, the end token, and their text."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class VisionLanguageModel:
+    """An unmodified transformers model with its processor.
+
+    Args:
+        model: the model, in evaluation mode.
+        processor: its processor.
+        name: what it was loaded from, for patches and messages.
+        revision: the Hub revision, if there is one.
+
+    Raises:
+        ModelError: if its decoder layers, W_out or unembedding cannot be found.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str = "", revision: str | None = None) -> None:
+        self.model, self.processor, self.name, self.revision = model.eval(), processor, name, revision
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.architecture: Architecture = architecture_of(model)
+
+    def __repr__(self) -> str:
+        a = self.architecture
+        return f"VisionLanguageModel({self.name!r}, {a.model_type}, {a.n_layers} layers, d_model {a.d_model}, d_ffn {a.d_ffn}, {self.model.dtype})"
+
+    def inputs(self, images: Any, prompt: str | Prompt | None = None) -> Any:
+        """The batch that `caption` hands to generate.
+
+        Args:
+            images: one picture or several (paths, PIL, arrays); None for a text-only prompt.
+            prompt: the instruction, or with an answer prefix a `Prompt`; the paper's caption prompt when None.
+
+        Returns:
+            The processor's batch on the model's device: `input_ids` and `attention_mask` `[n, length]`, padded on the
+            left, `pixel_values`, …
+
+        Raises:
+            ImageError: if a picture cannot be read.
+            RequestError: if there is no picture in the list.
+        """
+        pictures = None if images is None else [load_image(image) for image in as_list(images)]
+        if pictures is not None and not pictures:
+            raise RequestError("no pictures given", got="an empty list", do="give at least one picture")
+        text = render_prompt(self.processor, self.architecture.model_type, as_prompt(prompt), pictures is not None)
+        bos = self.tokenizer.bos_token
+        options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+        texts = [text] * (1 if pictures is None else len(pictures))
+        batch = self.processor(images=pictures, text=texts, return_tensors="pt", padding=True, padding_side="left", **options)
+        return batch.to(self.model.device, self.model.dtype)
+
+    def generate(
+        self, images: Any, prompt: str | Prompt | None = None, batch_size: int = 8, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[Generation]:
+        """Answer a prompt about each picture by greedy search.
+
+        Args:
+            images: as for `inputs`.
+            prompt: as for `inputs`.
+            batch_size: pictures per batch; in float32 the answers do not depend on it.
+            max_new_tokens: longest answer, in tokens.
+
+        Returns:
+            One generation per picture (one in all where `images` is None).
+
+        Raises:
+            ImageError: if a picture cannot be read.
+            RequestError: for an empty list of pictures or a batch size below 1.
+        """
+        return [g for batch in batches(images, batch_size) for g in self.generate_batch(self.inputs(batch, prompt), max_new_tokens)]
+
+    def generate_batch(self, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Generation]:
+        """Greedy search on a batch that `inputs` made; KV-cached, one call of generate."""
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=sorted(self.end_ids),
+            return_dict_in_generate=False,
+        )  # fmt: skip
+        with torch.inference_mode():
+            ids = self.model.generate(**inputs, generation_config=config)
+        start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        return [self._generation(row[start:].tolist()) for row in ids]
+
+    def caption(self, images: Any, prompt: str | Prompt | None = None, batch_size: int = 8) -> list[str]:
+        """Caption pictures, or answer a question about each.
+
+        Args:
+            images: one picture or several (paths, PIL, arrays); None for a text-only prompt.
+            prompt: the instruction; the paper's caption prompt ("Describe the image in few words." + "An image of") when None.
+            batch_size: pictures per batch; in float32 the captions do not depend on it.
+
+        Returns:
+            The new text for each picture, without the prompt and its answer prefix.
+
+        Raises:
+            ImageError: if a picture cannot be read.
+            RequestError: for an empty list of pictures or a batch size below 1.
+
+        Example:
+            >>> import mmedit
+            >>> from mmedit.testbed import benchmark_pictures
+            >>> picture, caption, things = next(benchmark_pictures(1))
+            >>> mmedit.load("iconworld-llava").caption([picture]) == [caption]
+            True
+        """
+        return [generation.text.strip() for generation in self.generate(images, prompt, batch_size)]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
+        return frozenset(token for token in ids if token is not None)
+
+    def _generation(self, ids: list[int]) -> Generation:
+        end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
+        kept = ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generation(text, tuple(kept))
+
+
+def batches(images: Any, batch_size: int) -> Iterator[Any]:
+    """Cut pictures into batches; None stays one text-only batch."""
+    if batch_size < 1:
+        raise RequestError("a batch holds at least one picture", got=f"batch_size={batch_size}", expected="1 or more")
+    if images is None:
+        yield None
+        return
+    pictures: Sequence[Any] = as_list(images)
+    if not pictures:
+        raise RequestError("no pictures given", got="an empty list", do="give at least one picture")
+    for start in range(0, len(pictures), batch_size):
+        yield pictures[start : start + batch_size]
+
+
+def load(
+    name: str | Path, device: str | None = None, dtype: str | torch.dtype = "auto", revision: str | None = None, trust_remote_code: bool = False
+) -> VisionLanguageModel:
+    """Load a vision-language model.
+
+    Args:
+        name: a shipped name (`iconworld-llava`), a local folder, or a Hub id.
+        device: `cpu`, `cuda`, …, or `auto` to spread the model over what there is (needs accelerate); the CPU when None.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: let code from the checkpoint run; never needed for the models in transformers.
+
+    Returns:
+        The model with its processor.
+
+    Raises:
+        ModelError: if there is no such model, or it is of a kind that cannot be loaded or edited.
+
+    Example:
+        >>> import mmedit
+        >>> mmedit.load("iconworld-llava").architecture.n_layers
+        6
+    """
+    source = _resolve(str(name))
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ModelError("not a vision-language model", where=name, got=f"model_type {config.model_type!r}", expected="an image-text-to-text model of transformers")
+        processor = AutoProcessor.from_pretrained(source, **options)
+        placement = {} if device is None else {"device_map": device}
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **placement, **options)
+    except ImportError as error:
+        raise ModelError("this model needs a package that is not installed", where=name, got=str(error).strip(), do="pip install 'mmedit-vlm[vision]' for torchvision") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        got = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError("cannot load this model", where=name, got=got, do="check the name, the folder's files, and the network for a Hub id") from error
+    return VisionLanguageModel(model, processor, str(name), revision)
+
+
+def shipped_models() -> list[str]:
+    """The names of the checkpoints that come with the package."""
+    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+
+
+def _resolve(name: str) -> str:
+    """A name as transformers understands it: a folder or a Hub id."""
+    if name in shipped_models():
+        return str(CHECKPOINTS / name)
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("a folder without a checkpoint", where=path, got="no config.json", expected="config.json, weights and processor files")
+        text = (path / "config.json").read_text(errors="replace")
+        if "mm_vision_tower" in text or "LlavaLlamaForCausalLM" in text:
+            raise ModelError("a checkpoint in the original LLaVA format", where=path, do="convert it to the Hugging Face format first")
+        return str(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
+        return name
+    raise ModelError("no such model", got=repr(name), expected=f"a shipped name ({', '.join(shipped_models())}), a local folder, or a Hub id such as llava-hf/llava-1.5-7b-hf")

@@ -1,0 +1,123 @@
+"""Patch files, format 1: a safetensors file whose tensors are rows and whose metadata is JSON.
+
+Everything is checked against the header before a tensor is read, so a stranger's file costs no more than its size.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmedit.errors import PatchError
+from mmedit.files import replacing
+from mmedit.neuron import Expert, Site
+from mmedit.patches.patch import Base, Patch
+
+FORMAT, VERSION = "mmedit-patch", "1"
+MAX_HEADER = 8 * 2**20  # bytes
+MAX_FILE = 4 * 2**30  # bytes
+_KEY = re.compile(r"layers\.(\d{1,5})(?:\.experts\.(\d{1,5})|\.(shared))?\.w_out\.(units|delta|base)")
+_DTYPES = {"units": {"I64"}, "delta": {"F32"}, "base": {"F32", "BF16", "F16"}}
+
+
+def save_patch(patch: Patch, path: str | Path) -> None:
+    """Write a patch; see `Patch.save`."""
+    tensors: dict[str, Tensor] = {}
+    for site, (units, rows) in patch.deltas.items():
+        tensors |= {f"{site.key}.w_out.units": units, f"{site.key}.w_out.delta": rows, f"{site.key}.w_out.base": patch.base_rows[site]}
+    metadata = {
+        "format": FORMAT, "format_version": VERSION, "library_version": patch.library_version, "base": asdict(patch.base), "editor": patch.editor,
+        "hparams": dict(patch.hparams), "edits": [dict(edit) for edit in patch.edits], "created": patch.created,
+    }  # fmt: skip
+    if patch.evaluation is not None:
+        metadata["evaluation"] = dict(patch.evaluation)
+    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    with replacing(path) as part:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part, texts)
+
+
+def load_patch(path: str | Path) -> Patch:
+    """Read a patch; see `Patch.load`."""
+    path = Path(path)
+    try:
+        _check_size(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = _metadata(file.metadata() or {}, path)
+            sites = _sites(file, path)
+            tensors = {site: {part: file.get_tensor(f"{site.key}.w_out.{part}") for part in _DTYPES} for site in sites}
+        deltas = {site: (parts["units"], parts["delta"]) for site, parts in tensors.items()}
+        return Patch(deltas, {site: parts["base"] for site, parts in tensors.items()}, **metadata)
+    except PatchError as error:
+        if error.where is None or str(path) not in str(error.where):
+            error.where = path if error.where is None else f"{path}, {error.where}"
+        raise
+    except (OSError, SafetensorError, RecursionError, MemoryError, ValueError) as error:
+        raise PatchError("cannot read this patch", where=path, got=str(error)[:200], expected="a file written by Patch.save", do="get the file again") from error
+
+
+def _check_size(path: Path) -> None:
+    if not path.is_file():
+        raise PatchError("no such patch", got="a folder" if path.is_dir() else "nothing there", do="check the path")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if length is None or length > min(MAX_HEADER, size - 8) or size > MAX_FILE:
+        raise PatchError("not a patch, or one that was cut off", got=f"{size} bytes, of which the header claims {length}", expected="a safetensors file", do="get the file again")
+
+
+def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
+    """The metadata as arguments of Patch."""
+    if texts.get("format") != FORMAT:
+        raise PatchError("not an mmedit patch", where=path, got=f"format {texts.get('format')!r}", expected=FORMAT)
+    if texts.get("format_version") != VERSION:
+        raise PatchError("a patch of another format version", where=path, got=texts.get("format_version"), expected=VERSION, do="update mmedit")
+    try:
+        values = {key: json.loads(texts[key]) for key in ("base", "hparams", "edits")}
+        evaluation = json.loads(texts["evaluation"]) if "evaluation" in texts else None
+        base, types = values["base"], {field.name: field.type for field in fields(Base)}
+        wrong = [key for key, kind in types.items() if not _fits(base[key], str(kind))]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PatchError("a patch with damaged metadata", where=path, got=f"{type(error).__name__}: {error}"[:200]) from error
+    if wrong or set(base) - set(types):
+        raise PatchError("a patch with a damaged description of its base", where=path, got=wrong or sorted(set(base) - set(types)))
+    edits_fit = isinstance(values["edits"], list) and all(isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str) for e in values["edits"])
+    if not edits_fit or not isinstance(values["hparams"], dict) or not isinstance(evaluation, dict | None):
+        raise PatchError("a patch with damaged metadata", where=path, got="edits, hparams or evaluation of another form")
+    return {
+        "base": Base(**base), "hparams": values["hparams"], "edits": tuple(values["edits"]), "evaluation": evaluation,
+        "editor": texts.get("editor", ""), "created": texts.get("created", ""), "library_version": texts.get("library_version") or "unknown",
+    }  # fmt: skip
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    return isinstance(value, str) or (value is None and "None" in kind)
+
+
+def _sites(file: Any, path: Path) -> list[Site]:
+    """The sites of a file, each with all its tensors, of the right types and of plausible shapes."""
+    parts: dict[Site, set[str]] = {}
+    for key in file.keys():
+        found = _KEY.fullmatch(key)
+        if not found:
+            raise PatchError("a tensor that does not belong in a patch", where=path, got=key[:200], expected="layers.N.w_out.units, .delta or .base")
+        layer, expert, shared, part = found.groups()
+        which: Expert = "shared" if shared else None if expert is None else int(expert)
+        described = file.get_slice(key)
+        if described.get_dtype() not in _DTYPES[part]:
+            raise PatchError("a tensor of the wrong type", where=f"{path}, {key}", got=described.get_dtype(), expected=" or ".join(sorted(_DTYPES[part])))
+        parts.setdefault(Site(int(layer), which), set()).add(part)
+    for site, present in parts.items():
+        if present != set(_DTYPES):
+            raise PatchError("a site without all its tensors", where=f"{path}, {site}", got=sorted(present), expected=sorted(_DTYPES))
+    return sorted(parts)

@@ -1,0 +1,94 @@
+"""What a user asks for: a concept swap, seen in some pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmedit.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the user says to the model, and the words that the answer is made to begin with.
+
+    Example:
+        >>> Prompt("Describe the image in few words.", "An image of").prefix
+        'An image of'
+    """
+
+    text: str
+    prefix: str = ""
+
+
+CAPTION_PROMPT = Prompt("Describe the image in few words.", "An image of")
+"""The prompt of Pan et al., section 3.1."""
+
+
+def as_prompt(prompt: str | Prompt | None) -> Prompt:
+    """None is the paper's caption prompt, a string is an instruction without an answer prefix."""
+    if prompt is None:
+        return CAPTION_PROMPT
+    return Prompt(prompt) if isinstance(prompt, str) else prompt
+
+
+def as_list(images: Any) -> list[Any]:
+    """One picture or several, as a list."""
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """A concept swap: where the model says `source`, it shall say `target`.
+
+    Args:
+        images: one picture or several that show the source; paths, PIL pictures or arrays.
+        source: the word in the model's caption to be replaced.
+        target: the word to be said instead.
+        prompt: the question; the paper's caption prompt when None.
+
+    Raises:
+        RequestError: for an empty list of pictures, an empty word, or a source equal to its target.
+
+    Example:
+        >>> EditRequest("cat.png", "cat", "dog").images
+        ('cat.png',)
+    """
+
+    images: Any
+    source: str
+    target: str
+    prompt: str | Prompt | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(as_list(self.images)))
+        if not self.images or any(image is None for image in self.images):
+            raise RequestError("an edit needs at least one picture", got=f"images={list(self.images)!r}", do="give a picture in which the model names the source")
+        for name in ("source", "target"):
+            word = getattr(self, name)
+            if not isinstance(word, str) or not word.strip():
+                raise RequestError(f"the {name} of a concept swap is a word", got=repr(word), expected="a non-empty string")
+            object.__setattr__(self, name, word.strip())
+        if self.source.casefold() == self.target.casefold():
+            raise RequestError("source and target are the same word", got=repr(self.source), do="choose another target")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EditRequest:
+        """Read a request from a mapping, as ROME-style harnesses hand it over.
+
+        Args:
+            values: `source` and `target`, `images` or `image`, and optionally `prompt`; other keys are the harness's own.
+
+        Raises:
+            RequestError: if one of them is missing.
+
+        Example:
+            >>> EditRequest.from_dict({"image": "cat.png", "source": "cat", "target": "dog", "case_id": 3}).target
+            'dog'
+        """
+        images = values.get("images", values.get("image"))
+        missing = [name for name in ("source", "target") if name not in values] + (["images"] if images is None else [])
+        if missing:
+            raise RequestError("a request lacks fields", got=f"keys {sorted(map(str, values))}", expected=f"also {', '.join(missing)}")
+        return cls(images, values["source"], values["target"], values.get("prompt"))
