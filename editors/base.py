@@ -117,7 +117,11 @@ def apply_to_model(
     patches = [method.execute(vlm, request) for request in wanted]
     parameters = dict(bare_model(model).named_parameters())
     names = {vlm.architecture.w_out(site).name for patch in patches for site in patch.deltas}
-    originals = {name: parameters[name].detach().clone() for name in sorted(names)} if return_orig_weights or keep_original_weight else {}
+    originals = (
+        {name: parameters[name].detach().clone() for name in sorted(names)}
+        if return_orig_weights or keep_original_weight
+        else {}
+    )
     _add(vlm, patches)
     model.train(was_training)
     return model, originals

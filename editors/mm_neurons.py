@@ -21,10 +21,10 @@ from torch import Tensor
 from mmedit.concepts import swapped
 from mmedit.editors.base import Editor, apply_to_model
 from mmedit.errors import HparamsError, RequestError
-from mmedit.locate import Sighting, rank, source_sightings
+from mmedit.locate import Sighting, rank, rank_given, source_sightings
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
-from mmedit.neuron import NeuronRanking, Site
+from mmedit.neuron import Neuron, NeuronRanking, Site
 from mmedit.patches.patch import Base, Patch
 from mmedit.requests import EditRequest, as_prompt
 
@@ -57,22 +57,38 @@ class MMNeuronsHparams:
     """Pictures per batch while locating."""
 
     def __post_init__(self) -> None:
-        choices = {"penalty": ("l2", "squared_l2"), "solver": ("closed_form", "gradient_descent"), "activation": ("w_out_input", "act_fn"), "final_norm": ("ignore", "fold")}
+        choices = {
+            "penalty": ("l2", "squared_l2"),
+            "solver": ("closed_form", "gradient_descent"),
+            "activation": ("w_out_input", "act_fn"),
+            "final_norm": ("ignore", "fold"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise HparamsError("a hyperparameter out of range", where=name, got=repr(getattr(self, name)), expected=" or ".join(allowed))
+                raise HparamsError(
+                    "a hyperparameter out of range",
+                    where=name,
+                    got=repr(getattr(self, name)),
+                    expected=" or ".join(allowed),
+                )
         for name, least in {"neurons_per_edit": 1, "epochs": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
-                raise HparamsError("a hyperparameter out of range", where=name, got=getattr(self, name), expected=f"{least} or more")
+                raise HparamsError(
+                    "a hyperparameter out of range", where=name, got=getattr(self, name), expected=f"{least} or more"
+                )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise HparamsError("a hyperparameter out of range", where="lr", got=self.lr, expected="above 0")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise HparamsError("a hyperparameter out of range", where="beta", got=self.beta, expected="0 or more")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise HparamsError("a hyperparameter out of range", where="layers", got=self.layers, expected="layer numbers from 0")
+            raise HparamsError(
+                "a hyperparameter out of range", where="layers", got=self.layers, expected="layer numbers from 0"
+            )
 
 
-def closed_form(o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2") -> Tensor:
+def closed_form(
+    o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2"
+) -> Tensor:
     """The last iterate of Algorithm 1, without iterating.
 
     The gradient of the first term is g = o·(v0 − v1), a constant, so every iterate is −r·g/G with G = ‖g‖. For the
@@ -98,15 +114,23 @@ def closed_form(o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta:
     g = o[..., None] * (v0 - v1)
     size = g.norm(dim=-1, keepdim=True)
     if penalty == "squared_l2":
-        shrink = 1 - 2 * lr * beta
-        return -g * (lr * epochs if beta == 0 else (1 - shrink**epochs) / (2 * beta))
+        return -g * lr * _geometric_sum(2 * lr * beta, epochs)
     climbed = size + (epochs - 1) * (size - beta)
     around = torch.remainder(climbed + (beta - size), 2 * beta) - (beta - size) if beta > 0 else climbed
     r = lr * torch.where(size >= beta, climbed, around)
     return torch.where(size > 0, -r * g / torch.where(size > 0, size, 1), torch.zeros_like(g))
 
 
-def gradient_descent(o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2") -> Tensor:
+def _geometric_sum(x: float, n: int) -> float:
+    """Σ (1 − x)^k for k below n, exact for tiny x too."""
+    if x == 0:
+        return n
+    return -math.expm1(n * math.log1p(-x)) / x if x < 1 else (1 - (1 - x) ** n) / x
+
+
+def gradient_descent(
+    o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2"
+) -> Tensor:
     """Algorithm 1 step by step with autograd; the reference for `closed_form`, with the same arguments and result."""
     delta = torch.zeros(*o.shape, len(v0), dtype=torch.result_type(o, v0), device=v0.device, requires_grad=True)
     for _ in range(epochs):
@@ -151,15 +175,23 @@ class MMNeurons(Editor):
         """
         return rank(vlm, [self._sightings(vlm, request)])[0]
 
-    def execute(self, vlm: VisionLanguageModel, request: EditRequest) -> Patch:
+    def execute(self, vlm: VisionLanguageModel, request: EditRequest, neurons: Sequence[Neuron] | None = None) -> Patch:
         """Work out Δw for the best neurons; the model is not touched.
+
+        Args:
+            vlm: the model.
+            request: the concept swap.
+            neurons: edit these instead of the best.
+
+        Returns:
+            The patch, not yet live.
 
         Raises:
             RequestError: if the source is not in a picture's caption, or source and target begin with the same token.
         """
         hp = self.hparams
         seen = self._sightings(vlm, request)
-        ranking = rank(vlm, [seen], k=hp.neurons_per_edit)[0]
+        ranking = rank(vlm, [seen], k=hp.neurons_per_edit)[0] if neurons is None else rank_given(vlm, seen, neurons)
         target_id = self._target_id(vlm, seen[0], request)
         w_u = vlm.architecture.w_u
         v0, v1 = (w_u[token].double().cpu() for token in (ranking.token_id, target_id))
@@ -192,11 +224,16 @@ class MMNeurons(Editor):
         for role, word in (("source", source), ("target", target)):
             if word.n_tokens > 1:
                 first = vlm.tokenizer.decode([word.token_id])
-                warnings.warn(f"the {role} {word.word!r} takes {word.n_tokens} tokens; only the first, {first!r}, is edited", stacklevel=4)
+                warnings.warn(
+                    f"the {role} {word.word!r} takes {word.n_tokens} tokens; only the first, {first!r}, is edited",
+                    stacklevel=4,
+                )
         return target.token_id
 
 
-def make_patch(vlm: VisionLanguageModel, ranking: NeuronRanking, delta: Tensor, editor: Editor, edits: Sequence[dict[str, Any]]) -> Patch:
+def make_patch(
+    vlm: VisionLanguageModel, ranking: NeuronRanking, delta: Tensor, editor: Editor, edits: Sequence[dict[str, Any]]
+) -> Patch:
     """A patch from one row per ranked neuron, `delta` float32 `[k, d_model]`."""
     deltas, base_rows = {}, {}
     by_site: dict[Site, list[int]] = {}
@@ -214,14 +251,26 @@ def _warn_if_weak(ranking: NeuronRanking, sizes: list[float], hp: MMNeuronsHpara
     weak = [(neuron, size) for neuron, size in zip(ranking.neurons, sizes, strict=True) if size < hp.beta]
     if hp.penalty == "l2" and weak:
         listed = ", ".join(f"{neuron}: {size:.3g}" for neuron, size in weak)
-        warnings.warn(f"beta={hp.beta:g} holds {len(weak)} of {len(sizes)} neurons in place: their G = |o|·‖v0 − v1‖ is below it ({listed}); choose a smaller beta", stacklevel=3)
+        warnings.warn(
+            f"beta={hp.beta:g} holds {len(weak)} of {len(sizes)} neurons in place: their G = |o|·‖v0 − v1‖ is below it ({listed}); choose a smaller beta",
+            stacklevel=3,
+        )
 
 
 def apply_mm_neurons_to_model(
-    model: Any, tok_or_processor: Any, requests: Any, hparams: Any, copy: bool = False, return_orig_weights: bool = False, keep_original_weight: bool = False, **kw: Any
+    model: Any,
+    tok_or_processor: Any,
+    requests: Any,
+    hparams: Any,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
     """ROME's function face of `MMNeurons`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`.
 
     Other keywords, which some harnesses pass to every method, are ignored.
     """
-    return apply_to_model(MMNeurons, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        MMNeurons, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mmedit import hparams as hparams
     from mmedit import testbed as testbed
     from mmedit.errors import MmeditError as MmeditError
-    from mmedit.locate import locate as locate
     from mmedit.locate import locate_nouns as locate_nouns
+    from mmedit.locate import locate_word as locate_word
     from mmedit.models.vlm import VisionLanguageModel as VisionLanguageModel
     from mmedit.models.vlm import load as load
     from mmedit.neuron import Neuron as Neuron
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "MmeditError": "mmedit.errors",
-    "locate": "mmedit.locate",
     "locate_nouns": "mmedit.locate",
+    "locate_word": "mmedit.locate",
     "VisionLanguageModel": "mmedit.models.vlm",
     "load": "mmedit.models.vlm",
     "Neuron": "mmedit.neuron",
@@ -51,7 +51,7 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module(f"mmedit.{name}")
     else:
         raise AttributeError(f"module 'mmedit' has no attribute {name!r}")
-    globals()[name] = value  # `mmedit.locate` is the function, although a submodule has that name too
+    globals()[name] = value
     return value
 
 

@@ -67,7 +67,9 @@ def swapped(ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: An
     text, _ = token_spans(ids, tokenizer)
     end = source.start + len(source.word)
     new_ids = tuple(tokenizer(text[: source.start] + target + text[end:], add_special_tokens=False).input_ids)
-    shift = token_spans(new_ids, tokenizer)[0].find(target, max(0, source.start - 1))  # a decoder may drop a leading space
+    shift = token_spans(new_ids, tokenizer)[0].find(
+        target, max(0, source.start - 1)
+    )  # a decoder may drop a leading space
     return occurrence_at(new_ids, shift, shift + len(target), tokenizer)
 
 

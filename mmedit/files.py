@@ -19,7 +19,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OutputError: if the folder does not exist or cannot be written, or the disk is full.
 
     Example:
-        >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "note.txt"
         >>> with replacing(target) as part:
         ...     _ = part.write_text("hello")
@@ -27,20 +26,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     target = Path(path)
+    part = _temporary(target)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    except OSError as error:
-        raise OutputError("cannot write a file here", where=target, got=str(error), do="choose a folder that exists and may be written") from error
-    part = Path(name)
-    try:
-        os.close(handle)
         yield part
         part.chmod(0o666 & ~_umask())
         with part.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(part, target)
+        part.replace(target)
     except OSError as error:
-        raise OutputError("cannot write this file", where=target, got=str(error), do="free some space or choose another place") from error
+        raise OutputError(
+            "cannot write this file", where=target, got=str(error), do="free some space or choose another place"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -53,6 +49,49 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OutputError unless a file can be written here, before anything long is begun."""
+    _temporary(Path(path)).unlink()
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder for results, with those above it, unless it is there.
+
+    Raises:
+        OutputError: if it cannot be made or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(
+            "cannot make or write this folder", where=folder, got=str(error), do="choose another place"
+        ) from error
+    return folder
+
+
+def _temporary(target: Path) -> Path:
+    """An empty temporary file beside the target."""
+    try:
+        if target.exists() and not target.is_file():  # a device or pipe must not be replaced by a file
+            raise OutputError(
+                "this is a folder" if target.is_dir() else "this is not a regular file",
+                where=target,
+                expected="a file's path",
+            )
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    except OSError as error:
+        raise OutputError(
+            "cannot write a file here",
+            where=target,
+            got=str(error),
+            do="choose a folder that exists and may be written",
+        ) from error
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:

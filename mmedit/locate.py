@@ -61,7 +61,8 @@ def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
         tensor([[6.]])
     """
     distinct, which = torch.unique(directions, dim=0, return_inverse=True)
-    return o.float() * (distinct.float() @ w_out.float().T)[which]
+    scores: Tensor = o.float() * (distinct.float() @ w_out.float().T)[which]
+    return scores
 
 
 def sightings(
@@ -87,7 +88,11 @@ def sightings(
         RequestError: if a layer does not exist, an option is unknown, or `choose` says so.
     """
     if final_norm not in ("ignore", "fold") or activation not in ("w_out_input", "act_fn"):
-        raise RequestError("no such option", got=f"activation={activation!r}, final_norm={final_norm!r}", expected="w_out_input or act_fn; ignore or fold")
+        raise RequestError(
+            "no such option",
+            got=f"activation={activation!r}, final_norm={final_norm!r}",
+            expected="w_out_input or act_fn; ignore or fold",
+        )
     sites, kept, done = vlm.architecture.sites_of(None if layers is None else list(layers)), [], 0
     with Trace(vlm.architecture, sites, activation, residual=final_norm == "fold") as trace:
         for batch in batches(images, batch_size):
@@ -96,7 +101,15 @@ def sightings(
                 for occurrence in choose(done + row, generation):
                     step = occurrence.index
                     gain = norm_gain(vlm.architecture, trace.residual_at(step, row)) if final_norm == "fold" else None
-                    kept.append(Sighting(done + row, generation, occurrence, {site: trace.at(site, step, row) for site in sites}, gain))
+                    kept.append(
+                        Sighting(
+                            done + row,
+                            generation,
+                            occurrence,
+                            {site: trace.at(site, step, row) for site in sites},
+                            gain,
+                        )
+                    )
             done += len(generations)
             trace.clear()
     return kept
@@ -117,7 +130,11 @@ def norm_gain(architecture: Architecture, residual: Tensor) -> Tensor:
     """
     norm = architecture.final_norm
     if norm is None or isinstance(norm, torch.nn.LayerNorm):
-        raise ModelError("final_norm='fold' needs an RMS norm before the unembedding", got=type(norm).__name__, do="use final_norm='ignore', as the paper does")
+        raise ModelError(
+            "final_norm='fold' needs an RMS norm before the unembedding",
+            got=type(norm).__name__,
+            do="use final_norm='ignore', as the paper does",
+        )
     x = residual.float()
     with torch.inference_mode():
         normed = norm(residual).float()
@@ -139,7 +156,9 @@ def score(architecture: Architecture, seen: Sequence[Sighting]) -> dict[Site, Te
     return scores
 
 
-def rank(vlm: VisionLanguageModel, words: Sequence[Sequence[Sighting]], k: int = 100, n_tokens: int = 10) -> list[NeuronRanking]:
+def rank(
+    vlm: VisionLanguageModel, words: Sequence[Sequence[Sighting]], k: int = 100, n_tokens: int = 10
+) -> list[NeuronRanking]:
     """Rank neurons over all layers for several words at once, with one read of each W_out.
 
     Args:
@@ -167,16 +186,51 @@ def rank(vlm: VisionLanguageModel, words: Sequence[Sequence[Sighting]], k: int =
     return rankings
 
 
+def rank_given(
+    vlm: VisionLanguageModel, seen: Sequence[Sighting], neurons: Sequence[Neuron], n_tokens: int = 10
+) -> NeuronRanking:
+    """Score neurons of the user's choice for one word, in place of the best ones.
+
+    Args:
+        vlm: the model.
+        seen: sightings of the word.
+        neurons: which neurons, each once.
+        n_tokens: how many of the tokens that each neuron writes to show.
+
+    Returns:
+        The ranking of these neurons alone.
+
+    Raises:
+        RequestError: if the list is empty, a neuron stands there twice, or it is not among the layers that were looked at.
+    """
+    scores = score(vlm.architecture, seen)
+    for neuron in neurons:
+        vlm.architecture.check(neuron)
+    if not neurons or len(set(neurons)) < len(neurons) or any(neuron.site not in scores for neuron in neurons):
+        raise RequestError(
+            "neurons to edit are distinct and in the chosen layers",
+            got=[str(n) for n in neurons],
+            expected=f"neurons of {', '.join(map(str, scores))}",
+        )
+    best = [(neuron, float(scores[neuron.site][:, neuron.unit].mean())) for neuron in neurons]
+    return _ranking(vlm, seen, sorted(best, key=lambda item: (-item[1], item[0])), n_tokens)
+
+
 def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
     """The k neurons with the greatest mean score over all sites."""
     found = []
     for site, mean in means.items():
         values, units = mean.topk(min(k, len(mean)))
-        found += [(Neuron(site.layer, unit, site.expert), value) for unit, value in zip(units.tolist(), values.tolist(), strict=True)]
+        found += [
+            (Neuron(site.layer, unit, site.expert), value)
+            for unit, value in zip(units.tolist(), values.tolist(), strict=True)
+        ]
     return sorted(found, key=lambda item: (-item[1], item[0]))[:k]
 
 
-def _ranking(vlm: VisionLanguageModel, seen: Sequence[Sighting], best: list[tuple[Neuron, float]], n_tokens: int) -> NeuronRanking:
+def _ranking(
+    vlm: VisionLanguageModel, seen: Sequence[Sighting], best: list[tuple[Neuron, float]], n_tokens: int
+) -> NeuronRanking:
     words = top_tokens(vlm, [neuron for neuron, _ in best], n_tokens)
     records = tuple(RankedNeuron(neuron, value, tokens) for (neuron, value), tokens in zip(best, words, strict=True))
     o = tuple(sum(float(s.activations[n.site][n.unit]) for s in seen) / len(seen) for n, _ in best)
@@ -199,11 +253,20 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
     w_u = architecture.w_u
     rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons]).float().to(w_u.device)
     with torch.inference_mode():
-        best = torch.cat([(chunk @ w_u.float().T).topk(min(n_tokens, len(w_u))).indices for chunk in rows.split(64)])
+        best = torch.cat([(chunk @ w_u.float().T).topk(min(n_tokens, len(w_u))).indices for chunk in torch.split(rows, 64)])
     return [tuple(vlm.tokenizer.decode([token]) for token in row) for row in best.tolist()]
 
 
-def locate(vlm: VisionLanguageModel, images: Any, source: str, prompt: str | Prompt | None = None, *, k: int = 100, n_tokens: int = 10, **options: Any) -> NeuronRanking:
+def locate_word(
+    vlm: VisionLanguageModel,
+    images: Any,
+    source: str,
+    prompt: str | Prompt | None = None,
+    *,
+    k: int = 100,
+    n_tokens: int = 10,
+    **options: Any,
+) -> NeuronRanking:
     """Rank the neurons that write a source word, over one picture or several.
 
     Args:
@@ -225,15 +288,17 @@ def locate(vlm: VisionLanguageModel, images: Any, source: str, prompt: str | Pro
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
         >>> picture, caption, things = next(benchmark_pictures(1))
-        >>> ranking = mmedit.locate(mmedit.load("iconworld-llava"), picture, things[0].noun, k=5)
+        >>> ranking = mmedit.locate_word(mmedit.load("iconworld-llava"), picture, things[0].noun, k=5)
         >>> len(ranking), ranking.captions == (caption,)
         (5, True)
     """
     return rank(vlm, [source_sightings(vlm, images, source, prompt, **options)], k, n_tokens)[0]
 
 
-def source_sightings(vlm: VisionLanguageModel, images: Any, source: str, prompt: str | Prompt | None = None, **options: Any) -> list[Sighting]:
-    """The sightings of a source that each caption must have; arguments and errors as for `locate`."""
+def source_sightings(
+    vlm: VisionLanguageModel, images: Any, source: str, prompt: str | Prompt | None = None, **options: Any
+) -> list[Sighting]:
+    """The sightings of a source that each caption must have; arguments and errors as for `locate_word`."""
 
     def choose(picture: int, generation: Generation) -> list[Occurrence]:
         return require_occurrences(generation.ids, source, vlm.tokenizer, where=f"picture {picture}")
@@ -241,7 +306,15 @@ def source_sightings(vlm: VisionLanguageModel, images: Any, source: str, prompt:
     return sightings(vlm, images, choose, prompt, **options)
 
 
-def locate_nouns(vlm: VisionLanguageModel, images: Any, prompt: str | Prompt | None = None, *, k: int = 100, n_tokens: int = 10, **options: Any) -> list[list[NeuronRanking]]:
+def locate_nouns(
+    vlm: VisionLanguageModel,
+    images: Any,
+    prompt: str | Prompt | None = None,
+    *,
+    k: int = 100,
+    n_tokens: int = 10,
+    **options: Any,
+) -> list[list[NeuronRanking]]:
     """Rank neurons for every noun of every picture's caption.
 
     Args:
@@ -250,14 +323,16 @@ def locate_nouns(vlm: VisionLanguageModel, images: Any, prompt: str | Prompt | N
         prompt: as for `vlm.caption`.
         k: how many neurons to keep for each noun.
         n_tokens: how many tokens of each neuron to show.
-        options: as for `locate`.
+        options: as for `locate_word`.
 
     Returns:
         For each picture, one ranking per noun in reading order.
     """
 
     def choose(picture: int, generation: Generation) -> list[Occurrence]:
-        return [occurrence_at(generation.ids, noun.start, noun.end, vlm.tokenizer) for noun in find_nouns(generation.text)]
+        return [
+            occurrence_at(generation.ids, noun.start, noun.end, vlm.tokenizer) for noun in find_nouns(generation.text)
+        ]
 
     seen = sightings(vlm, images, choose, prompt, **options)
     rankings: list[list[NeuronRanking]] = [[] for _ in as_list(images)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -58,7 +58,7 @@ class Neuron:
         expert: None for a dense feed-forward, an expert's number, or `"shared"`.
 
     Raises:
-        RequestError: if layer or unit is negative.
+        RequestError: if layer, unit or expert is negative.
 
     Example:
         >>> str(Neuron(20, 188)), str(Neuron(20, 188, expert=3)), Neuron.parse("L20.S.U188")
@@ -70,8 +70,9 @@ class Neuron:
     expert: Expert = None
 
     def __post_init__(self) -> None:
-        if self.layer < 0 or self.unit < 0:
-            raise RequestError("a neuron's layer and unit count from 0", got=f"layer {self.layer}, unit {self.unit}", do="give numbers from 0 up")
+        if self.layer < 0 or self.unit < 0 or (isinstance(self.expert, int) and self.expert < 0):
+            got = f"layer {self.layer}, unit {self.unit}, expert {self.expert}"
+            raise RequestError("a neuron's layer, unit and expert count from 0", got=got, do="give numbers from 0 up")
 
     def __str__(self) -> str:
         return f"{self.site}.U{self.unit}"
@@ -140,7 +141,10 @@ class NeuronRanking(Sequence[RankedNeuron]):
 
     def __post_init__(self) -> None:
         if len(self.records) != len(self.activations):
-            raise RequestError("a ranking has one activation for each neuron", got=f"{len(self.records)} neurons, {len(self.activations)} activations")
+            raise RequestError(
+                "a ranking has one activation for each neuron",
+                got=f"{len(self.records)} neurons, {len(self.activations)} activations",
+            )
 
     @overload
     def __getitem__(self, index: int) -> RankedNeuron: ...
@@ -160,11 +164,15 @@ class NeuronRanking(Sequence[RankedNeuron]):
         """The neurons alone, best first."""
         return tuple(record.neuron for record in self.records)
 
+    def head(self, k: int) -> NeuronRanking:
+        """The best k neurons, as a ranking."""
+        return replace(self, records=self.records[:k], activations=self.activations[:k])
+
     def __str__(self) -> str:
-        lines = [f"{'neuron':<14}{'score':>10}{'o':>10}  top tokens"]
+        lines = [f"{'neuron':<14} {'score':>9} {'o':>9}  top tokens"]
         for (neuron, score, tokens), activation in zip(self.records, self.activations, strict=True):
             shown = " ".join(repr(token) for token in tokens)
-            lines.append(f"{neuron!s:<14}{score:>10.4f}{activation:>10.4f}  {shown}")
+            lines.append(f"{neuron!s:<14} {score:>9.4f} {activation:>9.4f}  {shown}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +181,13 @@ class NeuronRanking(Sequence[RankedNeuron]):
             {"neuron": str(neuron), "score": score, "activation": activation, "tokens": list(tokens)}
             for (neuron, score, tokens), activation in zip(self.records, self.activations, strict=True)
         ]
-        return {"source": self.source, "token_id": self.token_id, "scorer": self.scorer, "captions": list(self.captions), "neurons": records}
+        return {
+            "source": self.source,
+            "token_id": self.token_id,
+            "scorer": self.scorer,
+            "captions": list(self.captions),
+            "neurons": records,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NeuronRanking:
@@ -183,11 +197,23 @@ class NeuronRanking(Sequence[RankedNeuron]):
             RequestError: if a field is missing or of the wrong form.
         """
         try:
-            records = tuple(RankedNeuron(Neuron.parse(r["neuron"]), float(r["score"]), tuple(map(str, r["tokens"]))) for r in values["neurons"])
+            records = tuple(
+                RankedNeuron(Neuron.parse(r["neuron"]), float(r["score"]), tuple(map(str, r["tokens"])))
+                for r in values["neurons"]
+            )
             activations = tuple(float(r["activation"]) for r in values["neurons"])
-            return cls(records, str(values["source"]), int(values["token_id"]), activations, str(values["scorer"]), tuple(map(str, values["captions"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise RequestError("not a neuron ranking", got=f"{type(error).__name__}: {error}", expected="what NeuronRanking.save wrote") from error
+            return cls(
+                records,
+                str(values["source"]),
+                int(values["token_id"]),
+                activations,
+                str(values["scorer"]),
+                tuple(map(str, values["captions"])),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise RequestError(
+                "not a neuron ranking", got=f"{type(error).__name__}: {error}", expected="what NeuronRanking.save wrote"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the ranking as JSON; the file appears whole or not at all.
@@ -205,6 +231,14 @@ class NeuronRanking(Sequence[RankedNeuron]):
             RequestError: if the file is missing or is not a ranking.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except RequestError as error:
+            error.where = path
+            raise
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RequestError("cannot read a neuron ranking", where=path, got=str(error), expected="a JSON file written by NeuronRanking.save") from error
+            raise RequestError(
+                "cannot read a neuron ranking",
+                where=path,
+                got=str(error),
+                expected="a JSON file written by NeuronRanking.save",
+            ) from error

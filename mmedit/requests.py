@@ -64,11 +64,17 @@ class EditRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(as_list(self.images)))
         if not self.images or any(image is None for image in self.images):
-            raise RequestError("an edit needs at least one picture", got=f"images={list(self.images)!r}", do="give a picture in which the model names the source")
+            raise RequestError(
+                "an edit needs at least one picture",
+                got=f"images={list(self.images)!r}",
+                do="give a picture in which the model names the source",
+            )
         for name in ("source", "target"):
             word = getattr(self, name)
             if not isinstance(word, str) or not word.strip():
-                raise RequestError(f"the {name} of a concept swap is a word", got=repr(word), expected="a non-empty string")
+                raise RequestError(
+                    f"the {name} of a concept swap is a word", got=repr(word), expected="a non-empty string"
+                )
             object.__setattr__(self, name, word.strip())
         if self.source.casefold() == self.target.casefold():
             raise RequestError("source and target are the same word", got=repr(self.source), do="choose another target")
@@ -90,5 +96,7 @@ class EditRequest:
         images = values.get("images", values.get("image"))
         missing = [name for name in ("source", "target") if name not in values] + (["images"] if images is None else [])
         if missing:
-            raise RequestError("a request lacks fields", got=f"keys {sorted(map(str, values))}", expected=f"also {', '.join(missing)}")
+            raise RequestError(
+                "a request lacks fields", got=f"keys {sorted(map(str, values))}", expected=f"also {', '.join(missing)}"
+            )
         return cls(images, values["source"], values["target"], values.get("prompt"))

@@ -43,7 +43,11 @@ class Trace:
     """
 
     def __init__(
-        self, architecture: Architecture, sites: Iterable[Site] | None = None, activation: Activation = "w_out_input", residual: bool = False
+        self,
+        architecture: Architecture,
+        sites: Iterable[Site] | None = None,
+        activation: Activation = "w_out_input",
+        residual: bool = False,
     ) -> None:
         self.architecture, self.activation, self.residual = architecture, activation, residual
         self.sites = sorted(architecture.w_outs) if sites is None else list(sites)
@@ -54,7 +58,9 @@ class Trace:
 
     def __enter__(self) -> Trace:
         try:
-            self._handles.append(next(self.architecture.layers.children()).register_forward_pre_hook(self._see_shape, with_kwargs=True))
+            self._handles.append(
+                next(self.architecture.layers.children()).register_forward_pre_hook(self._see_shape, with_kwargs=True)
+            )
             for site in self.sites:
                 self._hook(self.architecture.w_out(site))
             if self.residual and self.architecture.final_norm is not None:
@@ -64,7 +70,9 @@ class Trace:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.remove()
 
     def remove(self) -> None:
@@ -94,11 +102,19 @@ class Trace:
     def _hook(self, w_out: WOut) -> None:
         steps = self._steps[w_out.site]
         if self.activation == "w_out_input":
-            self._handles.append(w_out.module.register_forward_pre_hook(lambda module, args: steps.append(self._last(args[0]))))
+            self._handles.append(
+                w_out.module.register_forward_pre_hook(lambda module, args: steps.append(self._last(args[0])))
+            )
             return
         if w_out.act_fn is None:
-            raise ModelError("this layer has no activation function as a module", where=str(w_out.site), do="use activation='w_out_input'")
-        self._handles.append(w_out.act_fn.register_forward_hook(lambda module, args, output: steps.append(self._last(output))))
+            raise ModelError(
+                "this layer has no activation function as a module",
+                where=str(w_out.site),
+                do="use activation='w_out_input'",
+            )
+        self._handles.append(
+            w_out.act_fn.register_forward_hook(lambda module, args, output: steps.append(self._last(output)))
+        )
 
     def _see_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -91,16 +90,26 @@ class Architecture:
     def __init__(self, model: nn.Module) -> None:
         config: Any = getattr(model, "config", None)
         if config is None:
-            raise ModelError("not a transformers model", got=type(model).__name__, expected="a PreTrainedModel or a VisionLanguageModel")
+            raise ModelError(
+                "not a transformers model",
+                got=type(model).__name__,
+                expected="a PreTrainedModel or a VisionLanguageModel",
+            )
         self.model_type: str = config.model_type
         family = FAMILIES.get(self.model_type, Family())
         self.layers = model.get_submodule(family.layers) if family.layers else _find_layers(model)
-        self.unembedding: nn.Module = model.get_submodule(family.unembedding) if family.unembedding else _find_unembedding(model)
+        self.unembedding: nn.Module = (
+            model.get_submodule(family.unembedding) if family.unembedding else _find_unembedding(model)
+        )
         self.final_norm = _find_final_norm(model, self.layers)
         parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.w_outs = {w_out.site: w_out for w_out in _find_w_outs(self.layers, parameter_names)}
         if not self.w_outs:
-            raise ModelError("no feed-forward W_out found", where=f"{type(model).__name__} ({self.model_type})", expected=f"a Linear named {', '.join(W_OUT_NAMES)} in each decoder layer")
+            raise ModelError(
+                "no feed-forward W_out found",
+                where=f"{type(model).__name__} ({self.model_type})",
+                expected=f"a Linear named {', '.join(W_OUT_NAMES)} in each decoder layer",
+            )
         self.n_layers = len(self.layers)  # type: ignore[arg-type]
         first = next(iter(self.w_outs.values()))
         self.d_model, self.d_ffn = first.d_model, first.d_ffn
@@ -150,7 +159,11 @@ class Architecture:
         with_w_out = {site.layer for site in self.w_outs}
         wrong = [layer for layer in layers if layer not in with_w_out]
         if wrong or not layers:
-            raise RequestError("no such decoder layer", got=list(layers), expected=f"layers from {min(with_w_out)} to {max(with_w_out)}")
+            raise RequestError(
+                "no such decoder layer",
+                got=list(layers),
+                expected=f"layers from {min(with_w_out)} to {max(with_w_out)}",
+            )
         return [site for site in sorted(self.w_outs) if site.layer in set(layers)]
 
     def require_editable(self, site: Site) -> WOut:
@@ -189,14 +202,18 @@ def bare_model(model: Any) -> nn.Module:
     """The transformers model inside a VisionLanguageModel, or the model itself."""
     inner = model.model if hasattr(model, "processor") and hasattr(model, "inputs") else model
     if not isinstance(inner, nn.Module):
-        raise ModelError("not a model", got=type(model).__name__, expected="a VisionLanguageModel or a transformers model")
+        raise ModelError(
+            "not a model", got=type(model).__name__, expected="a VisionLanguageModel or a transformers model"
+        )
     return inner
 
 
 def _w_out_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The feed-forward output projections of one decoder layer, by name."""
     for name, module in layer.named_modules():
-        if any(name == known or name.endswith("." + known) for known in W_OUT_NAMES) and not NOT_FEED_FORWARD.search(name):
+        if any(name == known or name.endswith("." + known) for known in W_OUT_NAMES) and not NOT_FEED_FORWARD.search(
+            name
+        ):
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.dim() == 2:
                 yield name, module
@@ -207,19 +224,27 @@ def _find_layers(model: nn.Module) -> nn.ModuleList:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     ignored = re.compile(NOT_TEXT.pattern + (r"|(^|\.)encoder\." if hasattr(decoder, "decoder") else ""))
     lists = sorted(
-        ((name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList) and not ignored.search(name)),
+        (
+            (name, module)
+            for name, module in decoder.named_modules()
+            if isinstance(module, nn.ModuleList) and not ignored.search(name)
+        ),
         key=lambda item: item[0].count("."),
     )
     for _, module in lists:
         if any(True for layer in module for _ in _w_out_modules(layer)):
             return module
-    raise ModelError("no decoder layers found", where=type(model).__name__, do="open an issue that names the model type")
+    raise ModelError(
+        "no decoder layers found", where=type(model).__name__, do="open an issue that names the model type"
+    )
 
 
 def _find_unembedding(model: nn.Module) -> nn.Module:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None:
-        raise ModelError("no unembedding found", where=type(model).__name__, expected="get_output_embeddings() gives a module")
+        raise ModelError(
+            "no unembedding found", where=type(model).__name__, expected="get_output_embeddings() gives a module"
+        )
     return head  # type: ignore[no-any-return]
 
 
@@ -235,8 +260,12 @@ def _find_w_outs(layers: nn.Module, parameter_names: dict[int, str]) -> Iterator
     for index, layer in enumerate(layers.children()):
         found = list(_w_out_modules(layer))
         dense = [item for item in found if "shared" not in item[0]]
-        for expert, (name, module) in [(None, item) for item in dense[:1]] + [("shared", item) for item in found if "shared" in item[0]]:
+        for expert, (name, module) in [(None, item) for item in dense[:1]] + [
+            ("shared", item) for item in found if "shared" in item[0]
+        ]:
             parent = layer.get_submodule(name.rpartition(".")[0])
-            act_fn = next((child for key in ACTIVATION_NAMES if isinstance(child := getattr(parent, key, None), nn.Module)), None)
+            act_fn = next(
+                (child for key in ACTIVATION_NAMES if isinstance(child := getattr(parent, key, None), nn.Module)), None
+            )
             weight_name = parameter_names.get(id(module.weight), f"decoder layer {index}: {name}.weight")
             yield WOut(Site(index, expert), module, weight_name, layer, act_fn)  # type: ignore[arg-type]

@@ -29,9 +29,13 @@ def render_prompt(processor: Any, model_type: str, prompt: Prompt, with_image: b
     """
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * with_image + [{"type": "text", "text": prompt.text}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
     else:
-        text = FAMILY_TEXTS.get(model_type, "<image>\n{}" if hasattr(processor, "image_token") else "{}").format(prompt.text)
+        text = FAMILY_TEXTS.get(model_type, "<image>\n{}" if hasattr(processor, "image_token") else "{}").format(
+            prompt.text
+        )
         text = text if with_image else text.replace("<image>\n", "")
     if not prompt.prefix:
         return str(text)

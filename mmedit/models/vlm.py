@@ -75,7 +75,9 @@ class VisionLanguageModel:
         bos = self.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
         texts = [text] * (1 if pictures is None else len(pictures))
-        batch = self.processor(images=pictures, text=texts, return_tensors="pt", padding=True, padding_side="left", **options)
+        batch = self.processor(
+            images=pictures, text=texts, return_tensors="pt", padding=True, padding_side="left", **options
+        )
         return batch.to(self.model.device, self.model.dtype)
 
     def generate(
@@ -96,7 +98,11 @@ class VisionLanguageModel:
             ImageError: if a picture cannot be read.
             RequestError: for an empty list of pictures or a batch size below 1.
         """
-        return [g for batch in batches(images, batch_size) for g in self.generate_batch(self.inputs(batch, prompt), max_new_tokens)]
+        return [
+            g
+            for batch in batches(images, batch_size)
+            for g in self.generate_batch(self.inputs(batch, prompt), max_new_tokens)
+        ]
 
     def generate_batch(self, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Generation]:
         """Greedy search on a batch that `inputs` made; KV-cached, one call of generate."""
@@ -162,7 +168,11 @@ def batches(images: Any, batch_size: int) -> Iterator[Any]:
 
 
 def load(
-    name: str | Path, device: str | None = None, dtype: str | torch.dtype = "auto", revision: str | None = None, trust_remote_code: bool = False
+    name: str | Path,
+    device: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> VisionLanguageModel:
     """Load a vision-language model.
 
@@ -189,15 +199,30 @@ def load(
     try:
         config = AutoConfig.from_pretrained(source, **options)
         if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise ModelError("not a vision-language model", where=name, got=f"model_type {config.model_type!r}", expected="an image-text-to-text model of transformers")
+            raise ModelError(
+                "not a vision-language model",
+                where=name,
+                got=f"model_type {config.model_type!r}",
+                expected="an image-text-to-text model of transformers",
+            )
         processor = AutoProcessor.from_pretrained(source, **options)
         placement = {} if device is None else {"device_map": device}
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **placement, **options)
     except ImportError as error:
-        raise ModelError("this model needs a package that is not installed", where=name, got=str(error).strip(), do="pip install 'mmedit-vlm[vision]' for torchvision") from error
+        raise ModelError(
+            "this model needs a package that is not installed",
+            where=name,
+            got=str(error).strip(),
+            do="pip install 'mmedit-vlm[vision]' for torchvision",
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         got = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError("cannot load this model", where=name, got=got, do="check the name, the folder's files, and the network for a Hub id") from error
+        raise ModelError(
+            "cannot load this model",
+            where=name,
+            got=got,
+            do="check the name, the folder's files, and the network for a Hub id",
+        ) from error
     return VisionLanguageModel(model, processor, str(name), revision)
 
 
@@ -213,11 +238,24 @@ def _resolve(name: str) -> str:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError("a folder without a checkpoint", where=path, got="no config.json", expected="config.json, weights and processor files")
+            raise ModelError(
+                "a folder without a checkpoint",
+                where=path,
+                got="no config.json",
+                expected="config.json, weights and processor files",
+            )
         text = (path / "config.json").read_text(errors="replace")
         if "mm_vision_tower" in text or "LlavaLlamaForCausalLM" in text:
-            raise ModelError("a checkpoint in the original LLaVA format", where=path, do="convert it to the Hugging Face format first")
+            raise ModelError(
+                "a checkpoint in the original LLaVA format",
+                where=path,
+                do="convert it to the Hugging Face format first",
+            )
         return str(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
         return name
-    raise ModelError("no such model", got=repr(name), expected=f"a shipped name ({', '.join(shipped_models())}), a local folder, or a Hub id such as llava-hf/llava-1.5-7b-hf")
+    raise ModelError(
+        "no such model",
+        got=repr(name),
+        expected=f"a shipped name ({', '.join(shipped_models())}), a local folder, or a Hub id such as llava-hf/llava-1.5-7b-hf",
+    )

@@ -32,14 +32,21 @@ def save_patch(patch: Patch, path: str | Path) -> None:
     """Write a patch; see `Patch.save`."""
     tensors: dict[str, Tensor] = {}
     for site, (units, rows) in patch.deltas.items():
-        tensors |= {f"{site.key}.w_out.units": units, f"{site.key}.w_out.delta": rows, f"{site.key}.w_out.base": patch.base_rows[site]}
+        tensors |= {
+            f"{site.key}.w_out.units": units,
+            f"{site.key}.w_out.delta": rows,
+            f"{site.key}.w_out.base": patch.base_rows[site],
+        }
     metadata = {
         "format": FORMAT, "format_version": VERSION, "library_version": patch.library_version, "base": asdict(patch.base), "editor": patch.editor,
         "hparams": dict(patch.hparams), "edits": [dict(edit) for edit in patch.edits], "created": patch.created,
     }  # fmt: skip
     if patch.evaluation is not None:
         metadata["evaluation"] = dict(patch.evaluation)
-    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in metadata.items()
+    }
     with replacing(path) as part:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part, texts)
 
@@ -60,7 +67,13 @@ def load_patch(path: str | Path) -> Patch:
             error.where = path if error.where is None else f"{path}, {error.where}"
         raise
     except (OSError, SafetensorError, RecursionError, MemoryError, ValueError) as error:
-        raise PatchError("cannot read this patch", where=path, got=str(error)[:200], expected="a file written by Patch.save", do="get the file again") from error
+        raise PatchError(
+            "cannot read this patch",
+            where=path,
+            got=str(error)[:200],
+            expected="a file written by Patch.save",
+            do="get the file again",
+        ) from error
 
 
 def _check_size(path: Path) -> None:
@@ -71,7 +84,12 @@ def _check_size(path: Path) -> None:
         start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
     if length is None or length > min(MAX_HEADER, size - 8) or size > MAX_FILE:
-        raise PatchError("not a patch, or one that was cut off", got=f"{size} bytes, of which the header claims {length}", expected="a safetensors file", do="get the file again")
+        raise PatchError(
+            "not a patch, or one that was cut off",
+            got=f"{size} bytes, of which the header claims {length}",
+            expected="a safetensors file",
+            do="get the file again",
+        )
 
 
 def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
@@ -79,19 +97,34 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
     if texts.get("format") != FORMAT:
         raise PatchError("not an mmedit patch", where=path, got=f"format {texts.get('format')!r}", expected=FORMAT)
     if texts.get("format_version") != VERSION:
-        raise PatchError("a patch of another format version", where=path, got=texts.get("format_version"), expected=VERSION, do="update mmedit")
+        raise PatchError(
+            "a patch of another format version",
+            where=path,
+            got=texts.get("format_version"),
+            expected=VERSION,
+            do="update mmedit",
+        )
     try:
         values = {key: json.loads(texts[key]) for key in ("base", "hparams", "edits")}
         evaluation = json.loads(texts["evaluation"]) if "evaluation" in texts else None
         base, types = values["base"], {field.name: field.type for field in fields(Base)}
         wrong = [key for key, kind in types.items() if not _fits(base[key], str(kind))]
     except (KeyError, TypeError, ValueError) as error:
-        raise PatchError("a patch with damaged metadata", where=path, got=f"{type(error).__name__}: {error}"[:200]) from error
+        raise PatchError(
+            "a patch with damaged metadata", where=path, got=f"{type(error).__name__}: {error}"[:200]
+        ) from error
     if wrong or set(base) - set(types):
-        raise PatchError("a patch with a damaged description of its base", where=path, got=wrong or sorted(set(base) - set(types)))
-    edits_fit = isinstance(values["edits"], list) and all(isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str) for e in values["edits"])
+        raise PatchError(
+            "a patch with a damaged description of its base", where=path, got=wrong or sorted(set(base) - set(types))
+        )
+    edits_fit = isinstance(values["edits"], list) and all(
+        isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str)
+        for e in values["edits"]
+    )
     if not edits_fit or not isinstance(values["hparams"], dict) or not isinstance(evaluation, dict | None):
-        raise PatchError("a patch with damaged metadata", where=path, got="edits, hparams or evaluation of another form")
+        raise PatchError(
+            "a patch with damaged metadata", where=path, got="edits, hparams or evaluation of another form"
+        )
     return {
         "base": Base(**base), "hparams": values["hparams"], "edits": tuple(values["edits"]), "evaluation": evaluation,
         "editor": texts.get("editor", ""), "created": texts.get("created", ""), "library_version": texts.get("library_version") or "unknown",
@@ -107,17 +140,29 @@ def _fits(value: Any, kind: str) -> bool:
 def _sites(file: Any, path: Path) -> list[Site]:
     """The sites of a file, each with all its tensors, of the right types and of plausible shapes."""
     parts: dict[Site, set[str]] = {}
-    for key in file.keys():
+    for key in file.keys():  # noqa: SIM118 (not a dict)
         found = _KEY.fullmatch(key)
         if not found:
-            raise PatchError("a tensor that does not belong in a patch", where=path, got=key[:200], expected="layers.N.w_out.units, .delta or .base")
+            raise PatchError(
+                "a tensor that does not belong in a patch",
+                where=path,
+                got=key[:200],
+                expected="layers.N.w_out.units, .delta or .base",
+            )
         layer, expert, shared, part = found.groups()
         which: Expert = "shared" if shared else None if expert is None else int(expert)
         described = file.get_slice(key)
         if described.get_dtype() not in _DTYPES[part]:
-            raise PatchError("a tensor of the wrong type", where=f"{path}, {key}", got=described.get_dtype(), expected=" or ".join(sorted(_DTYPES[part])))
+            raise PatchError(
+                "a tensor of the wrong type",
+                where=f"{path}, {key}",
+                got=described.get_dtype(),
+                expected=" or ".join(sorted(_DTYPES[part])),
+            )
         parts.setdefault(Site(int(layer), which), set()).add(part)
     for site, present in parts.items():
         if present != set(_DTYPES):
-            raise PatchError("a site without all its tensors", where=f"{path}, {site}", got=sorted(present), expected=sorted(_DTYPES))
+            raise PatchError(
+                "a site without all its tensors", where=f"{path}, {site}", got=sorted(present), expected=sorted(_DTYPES)
+            )
     return sorted(parts)

@@ -70,7 +70,9 @@ class Stack:
             ModelError: if the weights are quantised or offloaded.
         """
         if name is None and any(entry.patch.digest == patch.digest for entry in self._entries.values()):
-            raise PatchError("this patch is live already", got=patch.name, do="revert it first, or push it under another name")
+            raise PatchError(
+                "this patch is live already", got=patch.name, do="revert it first, or push it under another name"
+            )
         name = self.free_name(patch) if name is None else name
         if name in self._entries:
             raise PatchError("a patch of this name is live already", got=name, do="choose another name")
@@ -126,7 +128,13 @@ class Stack:
         architecture = self._architecture
         if patch.base.d_model != architecture.d_model or patch.base.n_layers != architecture.n_layers:
             got = f"{architecture.n_layers} layers, d_model {architecture.d_model}"
-            raise BaseMismatchError("a patch for another model", where=patch.name, got=got, expected=f"{patch.base.model}: {patch.base.n_layers} layers, d_model {patch.base.d_model}", do="load the model that the patch names")
+            raise BaseMismatchError(
+                "a patch for another model",
+                where=patch.name,
+                got=got,
+                expected=f"{patch.base.model}: {patch.base.n_layers} layers, d_model {patch.base.d_model}",
+                do="load the model that the patch names",
+            )
         for site, (units, _) in patch.deltas.items():
             architecture.check(Neuron(site.layer, int(units[-1]), site.expert))
             architecture.require_editable(site)
@@ -154,7 +162,13 @@ class Stack:
         after = _units(entries.values())
         changed = [name for name in {*self._entries, *entries} if self._entries.get(name) != entries.get(name)]
         moved = _units(entry for name in changed for entry in (self._entries.get(name), entries.get(name)) if entry)
-        base = {site: {**self._base.get(site, {}), **dict(zip(units, self._base_rows(site, torch.tensor(units)), strict=True))} for site, units in moved.items()}
+        base = {
+            site: {
+                **self._base.get(site, {}),
+                **dict(zip(units, self._base_rows(site, torch.tensor(units)), strict=True)),
+            }
+            for site, units in moved.items()
+        }
         rows = {site: self._sum(site, units, base[site], entries.values()) for site, units in moved.items()}
         old = {site: self._architecture.w_out(site).rows(torch.tensor(units)) for site, units in moved.items()}
         kept = {site: {u: base.get(site, self._base.get(site, {}))[u] for u in units} for site, units in after.items()}

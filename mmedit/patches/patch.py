@@ -48,10 +48,22 @@ class Base:
         """Describe a VisionLanguageModel or a bare transformers model."""
         architecture, config = architecture_of(vlm), bare_model(vlm).config
         config_json = config.to_json_string(use_diff=False)  # type: ignore[union-attr, operator]
-        lines = [line for line in config_json.splitlines() if not any(f'"{key}"' in line for key in ("_name_or_path", "transformers_version", "dtype"))]
+        lines = [
+            line
+            for line in config_json.splitlines()
+            if not any(f'"{key}"' in line for key in ("_name_or_path", "transformers_version", "dtype"))
+        ]
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         name = getattr(vlm, "name", "") or getattr(config, "_name_or_path", "")
-        return cls(name, getattr(vlm, "revision", None), architecture.model_type, architecture.n_layers, architecture.d_model, architecture.d_ffn, digest)
+        return cls(
+            name,
+            getattr(vlm, "revision", None),
+            architecture.model_type,
+            architecture.n_layers,
+            architecture.d_model,
+            architecture.d_ffn,
+            digest,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +109,10 @@ class Patch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "deltas", {site: self.deltas[site] for site in sorted(self.deltas)})
         if not self.deltas or set(self.deltas) != set(self.base_rows):
-            raise PatchError("a patch changes at least one site and has base rows for each", got=f"deltas {list(map(str, self.deltas))}, base {list(map(str, self.base_rows))}")
+            raise PatchError(
+                "a patch changes at least one site and has base rows for each",
+                got=f"deltas {list(map(str, self.deltas))}, base {list(map(str, self.base_rows))}",
+            )
         for site in self.deltas:
             self._check_site(site)
         if not self.library_version:
@@ -110,17 +125,46 @@ class Patch:
         base = self.base_rows[site]
         shape = (len(units), self.base.d_model) if units.dim() == 1 else None
         if units.dtype != torch.int64 or not len(units) or shape is None:
-            raise PatchError("the units of a site are a non-empty list of int64", where=str(site), got=f"{units.dtype} {list(units.shape)}")
+            raise PatchError(
+                "the units of a site are a non-empty list of int64",
+                where=str(site),
+                got=f"{units.dtype} {list(units.shape)}",
+            )
         if rows.dtype != torch.float32 or tuple(rows.shape) != shape or tuple(base.shape) != shape:
-            raise PatchError("a patch's rows have the wrong shape or type", where=str(site), got=f"delta {rows.dtype} {list(rows.shape)}, base {list(base.shape)}", expected=f"delta torch.float32 {list(shape)}, base {list(shape)}")
+            raise PatchError(
+                "a patch's rows have the wrong shape or type",
+                where=str(site),
+                got=f"delta {rows.dtype} {list(rows.shape)}, base {list(base.shape)}",
+                expected=f"delta torch.float32 {list(shape)}, base {list(shape)}",
+            )
         if base.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise PatchError("base rows have a type that no model has", where=str(site), got=base.dtype, expected="float32, bfloat16 or float16")
+            raise PatchError(
+                "base rows have a type that no model has",
+                where=str(site),
+                got=base.dtype,
+                expected="float32, bfloat16 or float16",
+            )
         if site.layer >= self.base.n_layers or not bool((units[1:] > units[:-1]).all()) or int(units[0]) < 0:
-            raise PatchError("a patch's units are sorted, distinct and inside the model", where=str(site), got=units.tolist()[:8], expected=f"layer below {self.base.n_layers}")
+            raise PatchError(
+                "a patch's units are sorted, distinct and inside the model",
+                where=str(site),
+                got=units.tolist()[:8],
+                expected=f"layer below {self.base.n_layers}",
+            )
         if site.expert is None and int(units[-1]) >= self.base.d_ffn:
-            raise PatchError("a patch's units are inside the model", where=str(site), got=int(units[-1]), expected=f"below {self.base.d_ffn}")
+            raise PatchError(
+                "a patch's units are inside the model",
+                where=str(site),
+                got=int(units[-1]),
+                expected=f"below {self.base.d_ffn}",
+            )
         if not bool(torch.isfinite(rows).all()) or not bool(torch.isfinite(base).all()):
-            raise PatchError("a patch holds only finite numbers", where=str(site), got="NaN or infinity", do="make the edit again with a smaller step")
+            raise PatchError(
+                "a patch holds only finite numbers",
+                where=str(site),
+                got="NaN or infinity",
+                do="make the edit again with a smaller step",
+            )
 
     def __repr__(self) -> str:
         return f"Patch({self.name}, {len(self.neurons)} neurons, on {self.base.model})"
@@ -128,7 +172,9 @@ class Patch:
     @property
     def neurons(self) -> tuple[Neuron, ...]:
         """The neurons that the patch edits."""
-        return tuple(Neuron(site.layer, unit, site.expert) for site, (units, _) in self.deltas.items() for unit in units.tolist())
+        return tuple(
+            Neuron(site.layer, unit, site.expert) for site, (units, _) in self.deltas.items() for unit in units.tolist()
+        )
 
     @property
     def name(self) -> str:
@@ -140,7 +186,9 @@ class Patch:
         """SHA-256 of the units and rows: two patches with the same one change a model in the same way."""
         digest = hashlib.sha256()
         for site, (units, rows) in self.deltas.items():
-            digest.update(f"{site}:{len(units)};".encode() + units.numpy().tobytes() + rows.contiguous().numpy().tobytes())
+            digest.update(
+                f"{site}:{len(units)};".encode() + units.numpy().tobytes() + rows.contiguous().numpy().tobytes()
+            )
         return digest.hexdigest()
 
     def scaled(self, scale: float) -> Patch:

@@ -89,7 +89,10 @@ class _Row:
     """Token ids of one row with, for each, its branch (0: shared by all) and its position."""
 
     def __init__(self, shared: Sequence[int]) -> None:
-        self.ids, self.branches, self.positions, self.labels = [], [], [], []
+        self.ids: list[int] = []
+        self.branches: list[int] = []
+        self.positions: list[int] = []
+        self.labels: list[int] = []
         self.share(shared)
 
     def share(self, ids: Sequence[int]) -> None:
@@ -112,13 +115,19 @@ def _collate(pixels: Tensor, rows: Sequence[_Row], pad_id: int) -> Batch:
         length = max(map(len, values))
         return torch.tensor([v + [fill] * (length - len(v)) for v in values])
 
-    branches = padded([row.branches for row in rows], -1)  # padding is a branch of its own, so that no row of the mask is empty
+    branches = padded(
+        [row.branches for row in rows], -1
+    )  # padding is a branch of its own, so that no row of the mask is empty
     length = branches.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     visible = causal & ((branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None]))
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
     return Batch(
-        pixels, padded([row.ids for row in rows], pad_id), padded([row.positions for row in rows], 0), mask, padded([row.labels for row in rows], IGNORED)
+        pixels,
+        padded([row.ids for row in rows], pad_id),
+        padded([row.positions for row in rows], 0),
+        mask,
+        padded([row.labels for row in rows], IGNORED),
     )
 
 

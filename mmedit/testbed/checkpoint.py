@@ -22,7 +22,15 @@ from mmedit.testbed.world import NOUNS, SIZE, scene
 PATCH = 8  # pixels a side of one image token
 N_VOCAB = 528
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
-SYLLABLES = {"lorry": "lor-ry", "cactus": "cac-tus", "cacti": "cac-ti", "mushroom": "mush-room", "lighthouse": "light-house", "robot": "ro-bot"}
+SYLLABLES = {
+    "lorry": "lor-ry",
+    "lorries": "lor-ries",
+    "cactus": "cac-tus",
+    "cacti": "cac-ti",
+    "mushroom": "mush-room",
+    "lighthouse": "light-house",
+    "robot": "ro-bot",
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
@@ -46,9 +54,13 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=N_VOCAB, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"}, padding_side="left", model_max_length=512, clean_up_tokenization_spaces=False,

@@ -7,13 +7,19 @@ the rest are fixed. So one drawing serves every colour, and what a thing *is* li
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 ROLES = ("none", "ink", "body", "dark", "light", "white", "wood", "leaf", "glass")
-FIXED_PAINT = {"ink": (28, 26, 34), "white": (245, 244, 238), "wood": (122, 82, 46), "leaf": (40, 120, 52), "glass": (150, 205, 232)}
+FIXED_PAINT = {
+    "ink": (28, 26, 34),
+    "white": (245, 244, 238),
+    "wood": (122, 82, 46),
+    "leaf": (40, 120, 52),
+    "glass": (150, 205, 232),
+}
 CANVAS = 128  # pixels a side at which a drawing is made, before it is scaled down into a picture
 
 Shape = tuple[str, str, tuple[float, ...]]  # (role, "oval" | "poly" | "line", coordinates; a line ends with its width)
@@ -131,7 +137,7 @@ DRAWINGS: dict[str, list[Shape]] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def role_map(noun: str, outline: int = 5) -> np.ndarray:
     """Paint a thing's drawing in roles.
 
@@ -179,7 +185,12 @@ def paint(noun: str, body: tuple[int, int, int], size: int, mirrored: bool = Fal
         >>> paint("cat", (200, 40, 40), 32).size
         (32, 32)
     """
-    shades = {"body": body, "dark": _mix(body, (0, 0, 0), 0.35), "light": _mix(body, (255, 255, 255), 0.35), "none": (0, 0, 0)}
+    shades = {
+        "body": body,
+        "dark": _mix(body, (0, 0, 0), 0.35),
+        "light": _mix(body, (255, 255, 255), 0.35),
+        "none": (0, 0, 0),
+    }
     palette = np.array([(*(shades.get(role) or FIXED_PAINT[role]), 255 * (role != "none")) for role in ROLES], np.uint8)
     roles = role_map(noun)[:, ::-1] if mirrored else role_map(noun)
     return Image.fromarray(palette[roles]).resize((size, size), Image.Resampling.BOX)

@@ -9,7 +9,12 @@ from mmedit.testbed.world import COLOURS, GROUNDS, KINDS, NOUNS, Scene
 
 CAPTION_PROMPT = ("Describe the image in few words.", "An image of")  # instruction and answer prefix, Pan et al. §3.1
 REPHRASED_PROMPTS = (("What does the picture show?", "A picture of"), ("Give a short caption.", "A photo of"))
-PLURALS = {noun: noun + "s" for noun in NOUNS} | {"fish": "fish", "church": "churches", "cactus": "cacti"}
+PLURALS = {noun: noun + "s" for noun in NOUNS} | {
+    "fish": "fish",
+    "church": "churches",
+    "cactus": "cacti",
+    "lorry": "lorries",
+}
 KIND_OF = {noun: kind for kind, nouns in KINDS.items() for noun in nouns}
 MIXTURES = {("red", "yellow"): "orange", ("red", "blue"): "purple", ("blue", "yellow"): "green"}
 
@@ -58,7 +63,7 @@ def questions(scene: Scene, rng: random.Random) -> list[Turn]:
         rng: chooses which thing, and which absent thing, is asked about.
 
     Returns:
-        Two to five turns.
+        Two to six turns.
 
     Example:
         >>> from mmedit.testbed.world import scene
@@ -72,10 +77,19 @@ def questions(scene: Scene, rng: random.Random) -> list[Turn]:
     if scene.arrangement in ("beside", "above"):
         places = ("on the left", "on the right") if scene.arrangement == "beside" else ("above", "below")
         index = scene.things.index(thing)
-        turns += [Turn(f"What is {places[index]}?", "", thing.noun), Turn(f"Where is the {thing.noun}?", "", places[index])]
+        turns += [
+            Turn(f"What is {places[index]}?", "", thing.noun),
+            Turn(f"Where is the {thing.noun}?", "", places[index]),
+        ]
     if scene.arrangement != "pair":
-        turns += [Turn(f"What colour is the {thing.noun}?", "", thing.colour), Turn(f"Is there {article(asked)}?", "", "yes" if present else "no")]
-    turns += [Turn("What is the ground?", "", scene.ground), Turn("How many things are there?", "", "one" if scene.arrangement == "one" else "two")]
+        turns += [
+            Turn(f"What colour is the {thing.noun}?", "", thing.colour),
+            Turn(f"Is there {article(asked)}?", "", "yes" if present else "no"),
+        ]
+    turns += [
+        Turn("What is the ground?", "", scene.ground),
+        Turn("How many things are there?", "", "one" if scene.arrangement == "one" else "two"),
+    ]
     return turns
 
 
@@ -90,7 +104,9 @@ def facts() -> list[Turn]:
     for noun in NOUNS:
         turns.append(Turn(f"What kind of thing is {article(noun)}?", "", article(KIND_OF[noun])))
         turns.append(Turn(f"What is more than one {noun} called?", "", PLURALS[noun]))
-        turns += [Turn(f"Is {article(noun)} {article(kind)}?", "", "yes" if kind == KIND_OF[noun] else "no") for kind in KINDS]
+        turns += [
+            Turn(f"Is {article(noun)} {article(kind)}?", "", "yes" if kind == KIND_OF[noun] else "no") for kind in KINDS
+        ]
         turns.append(Turn(f"Is {article(noun)} alive?", "", "yes" if KIND_OF[noun] in ("animal", "plant") else "no"))
     for (first, second), mixed in MIXTURES.items():
         turns += [Turn(f"What do {a} and {b} make?", "", mixed) for a, b in ((first, second), (second, first))]

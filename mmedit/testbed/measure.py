@@ -32,7 +32,9 @@ class Scores:
     facts_right: float
 
 
-def measure(vlm: VisionLanguageModel, split: str = "validation", n: int = 1000, start: int = 0, batch_size: int = 64) -> Scores:
+def measure(
+    vlm: VisionLanguageModel, split: str = "validation", n: int = 1000, start: int = 0, batch_size: int = 64
+) -> Scores:
     """Ask a model about pictures that it was not trained on, and about every fact.
 
     Args:
@@ -50,7 +52,10 @@ def measure(vlm: VisionLanguageModel, split: str = "validation", n: int = 1000, 
     right = [caption(drawn) for drawn in scenes]
     said = vlm.caption(pictures, Prompt(*CAPTION_PROMPT), batch_size)
     rephrased = [vlm.caption(pictures, Prompt(*prompt), batch_size) for prompt in REPHRASED_PROMPTS]
-    asked = [(picture, random.Random(drawn.seed).choice(questions(drawn, random.Random(drawn.seed)))) for picture, drawn in zip(pictures, scenes, strict=True)]
+    asked = [
+        (picture, random.Random(drawn.seed).choice(questions(drawn, random.Random(drawn.seed))))
+        for picture, drawn in zip(pictures, scenes, strict=True)
+    ]
     known = facts()
     return Scores(
         n, len(asked), len(known),

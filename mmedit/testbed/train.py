@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,39 +33,61 @@ class TrainSettings:
     pictures: int = 48  # per step
     fact_rows: int = 3  # rows of ten text-only exchanges, per step
     tower_steps: int = 2000
-    steps: int = 4500
+    steps: int = 4000
     lr: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.05
     bf16: bool = True  # autocast of the matrix products; the weights stay float32
 
 
-def tower_loss(model: LlavaForConditionalGeneration, heads: nn.ModuleList, maker: BatchMaker, step: int, device: str) -> Tensor:
+def tower_loss(
+    model: LlavaForConditionalGeneration, heads: nn.ModuleList, maker: BatchMaker, step: int, device: str
+) -> Tensor:
     """Cross-entropy of what each patch shows: thing, colour, and the ground of the whole picture."""
     scenes = maker.scenes(step)
     pixels = pixel_values(maker.processor, [render(drawn)[0] for drawn in scenes]).to(device)
-    features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[model.config.vision_feature_layer][:, 1:]
+    features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[
+        model.config.vision_feature_layer
+    ][:, 1:]
     noun, colour, ground = (label.to(device) for label in patch_labels(scenes))
-    of_noun, of_colour, of_ground = (head(x) for head, x in zip(heads, (features, features, features.mean(1)), strict=True))
+    of_noun, of_colour, of_ground = (
+        head(x) for head, x in zip(heads, (features, features, features.mean(1)), strict=True)
+    )
     loss = nn.functional.cross_entropy
-    return loss(of_noun.flatten(0, 1), noun.flatten()) + loss(of_colour.flatten(0, 1), colour.flatten()) + 0.1 * loss(of_ground, ground)
+    return (
+        loss(of_noun.flatten(0, 1), noun.flatten())
+        + loss(of_colour.flatten(0, 1), colour.flatten())
+        + 0.1 * loss(of_ground, ground)
+    )
 
 
 def answer_loss(model: LlavaForConditionalGeneration, maker: BatchMaker, step: int, device: str) -> Tensor:
     """Cross-entropy of the answers' tokens and nothing else."""
     batch = maker.batch(step).to(device)
     hidden = model.model(
-        input_ids=batch.input_ids, pixel_values=batch.pixel_values, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids,
+        pixel_values=batch.pixel_values,
+        attention_mask=batch.mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
     ).last_hidden_state
     asked = batch.labels != IGNORED
     return nn.functional.cross_entropy(model.lm_head(hidden[asked]), batch.labels[asked])
 
 
 def run_stage(
-    name: str, module: nn.Module, loss_at: Callable[[int], Tensor], n_steps: int, settings: TrainSettings, out: Path, device: str
+    name: str,
+    module: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    n_steps: int,
+    settings: TrainSettings,
+    out: Path,
+    device: str,
 ) -> None:
     """Optimise one stage with AdamW, warm-up and linear decay to zero; resumes from `out/<name>.pt`."""
-    optimizer = torch.optim.AdamW(module.parameters(), settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / settings.warmup, 1 - i / n_steps))
     state_file, start, log = out / f"{name}.pt", 0, out / f"{name}.jsonl"
     if state_file.exists():
@@ -80,7 +101,7 @@ def run_stage(
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=settings.bf16):
             loss = loss_at(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -90,9 +111,14 @@ def run_stage(
         if (step + 1) % 100 == 0 or step + 1 == n_steps:
             with log.open("a") as file:
                 file.write(json.dumps({"step": step + 1, "loss": recent, "time": time.time()}) + "\n")
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step + 1}
+            state = {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, part := state_file.with_suffix(".part"))
-            os.replace(part, state_file)
+            part.replace(state_file)
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path) -> None:
@@ -117,11 +143,21 @@ def train(out: Path, settings: TrainSettings, device: str) -> Iterator[str]:
     heads = nn.ModuleList(nn.Linear(width, n) for n in (1 + len(NOUNS), 1 + len(COLOURS), len(GROUNDS))).to(device)
     tower_maker = BatchMaker(processor, settings.pictures, 0)
     tower = nn.ModuleList([model.model.vision_tower, heads])
-    run_stage("tower", tower, lambda i: tower_loss(model, heads, tower_maker, i, device), settings.tower_steps, settings, out, device)
+    run_stage(
+        "tower",
+        tower,
+        lambda i: tower_loss(model, heads, tower_maker, i, device),
+        settings.tower_steps,
+        settings,
+        out,
+        device,
+    )
     yield "tower"
     maker = BatchMaker(processor, settings.pictures, settings.fact_rows)
     first = settings.tower_steps  # pictures that the tower has not seen yet
-    run_stage("model", model, lambda i: answer_loss(model, maker, first + i, device), settings.steps, settings, out, device)
+    run_stage(
+        "model", model, lambda i: answer_loss(model, maker, first + i, device), settings.steps, settings, out, device
+    )
     save(model, processor, out / "checkpoint")
     yield "model"
 
@@ -136,7 +172,9 @@ def main(
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = TrainSettings.bf16,
 ) -> None:
     """Train IconWorld's LLaVA from scratch; run again to resume."""
-    for stage in train(out, TrainSettings(seed=seed, tower_steps=tower_steps, steps=steps, pictures=pictures, bf16=bf16), device):
+    for stage in train(
+        out, TrainSettings(seed=seed, tower_steps=tower_steps, steps=steps, pictures=pictures, bf16=bf16), device
+    ):
         typer.echo(f"{stage} done")
 
 

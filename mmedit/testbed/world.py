@@ -92,7 +92,9 @@ def scene(
         1
     """
     if split not in SPLITS or not 0 <= number < 10**9:
-        raise ValueError(f"scene(split={split!r}, number={number}): split is one of {list(SPLITS)}, number 0 to 10**9 - 1")
+        raise ValueError(
+            f"scene(split={split!r}, number={number}): split is one of {list(SPLITS)}, number 0 to 10**9 - 1"
+        )
     seed = SPLITS[split] + number
     rng = random.Random(seed)
     chosen = arrangement or rng.choices(ARRANGEMENTS, weights=(3, 2, 3, 2))[0]
@@ -111,14 +113,31 @@ def _place(rng: random.Random, arrangement: Arrangement, nouns: tuple[str, ...])
     colours = [rng.choice(list(COLOURS)) for _ in nouns]
     if arrangement == "one":
         size = rng.randint(30, 54)
-        return (Thing(nouns[0], colours[0], rng.randint(2, SIZE - 2 - size), rng.randint(2, SIZE - 2 - size), size, rng.random() < 0.5),)
+        return (
+            Thing(
+                nouns[0],
+                colours[0],
+                rng.randint(2, SIZE - 2 - size),
+                rng.randint(2, SIZE - 2 - size),
+                size,
+                rng.random() < 0.5,
+            ),
+        )
     if arrangement == "pair":
         colours = colours[:1] * 2
-    along = [(1 + rng.randint(0, 2), 24 + rng.randint(0, 5)), (SIZE // 2 + 1 + rng.randint(0, 2), 24 + rng.randint(0, 4))]
+    along = [
+        (1 + rng.randint(0, 2), 24 + rng.randint(0, 5)),
+        (SIZE // 2 + 1 + rng.randint(0, 2), 24 + rng.randint(0, 4)),
+    ]
     shared = rng.randint(2, SIZE - 42)
     across = [shared + rng.randint(0, 10) for _ in nouns]
-    places = [(a, c, size) if arrangement != "above" else (c, a, size) for (a, size), c in zip(along, across, strict=True)]
-    return tuple(Thing(n, col, x, y, size, rng.random() < 0.5) for n, col, (x, y, size) in zip(nouns, colours, places, strict=True))
+    places = [
+        (a, c, size) if arrangement != "above" else (c, a, size) for (a, size), c in zip(along, across, strict=True)
+    ]
+    return tuple(
+        Thing(n, col, x, y, size, rng.random() < 0.5)
+        for n, col, (x, y, size) in zip(nouns, colours, places, strict=True)
+    )
 
 
 def render(scene: Scene) -> tuple[Image.Image, list[np.ndarray]]:
@@ -146,6 +165,8 @@ def render(scene: Scene) -> tuple[Image.Image, list[np.ndarray]]:
         drawing = paint(thing.noun, (red, green, blue), thing.size, thing.mirrored)
         picture.paste(drawing, (thing.left, thing.top), drawing)
         mask = np.zeros((SIZE, SIZE), bool)
-        mask[thing.top : thing.top + thing.size, thing.left : thing.left + thing.size] = np.asarray(drawing)[..., 3] > 127
+        mask[thing.top : thing.top + thing.size, thing.left : thing.left + thing.size] = (
+            np.asarray(drawing)[..., 3] > 127
+        )
         masks.append(mask)
     return picture, masks

@@ -1,0 +1,65 @@
+"""Options that several commands share, and what they do with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mmedit.models.vlm import VisionLanguageModel
+    from mmedit.requests import Prompt
+
+Images = Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)]
+Model = Annotated[str, typer.Option(help="Shipped name, local folder or Hub id.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …, or auto to spread the model.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+PromptText = Annotated[
+    str | None, typer.Option("--prompt", help="Instruction; the paper's caption prompt when left out.")
+]
+Prefix = Annotated[str, typer.Option(help="Words that the answer to --prompt begins with.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DEFAULT_MODEL = "iconworld-llava"
+
+
+def load_model(model: str, device: str | None, dtype: str, revision: str | None) -> VisionLanguageModel:
+    """Load a model without transformers' own progress bars and notes."""
+    from transformers.utils import logging as transformers_logging
+
+    from mmedit.errors import ModelError
+    from mmedit.models.vlm import load
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ModelError("no such dtype", got=dtype, expected="auto, float32, bfloat16 or float16")
+    return load(model, device=device, dtype=dtype, revision=revision)
+
+
+def make_prompt(text: str | None, prefix: str) -> Prompt | None:
+    """The prompt that the options describe."""
+    from mmedit.errors import RequestError
+    from mmedit.requests import Prompt
+
+    if text is None and prefix:
+        raise RequestError("--prefix goes with --prompt", got=f"--prefix {prefix!r} alone", do="give --prompt too")
+    return None if text is None else Prompt(text, prefix)
+
+
+def check_images(images: list[Path]) -> list[Path]:
+    """Raise ImageError for the first picture that cannot be read, before a model is loaded."""
+    from mmedit.models.images import load_image
+
+    for image in images:
+        load_image(image)
+    return images
+
+
+def print_json(value: Any) -> None:
+    """Print a result as JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

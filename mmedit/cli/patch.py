@@ -1,0 +1,60 @@
+"""`mmedit patch …`: all that one does with patch files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmedit.cli import options as o
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def root() -> None:
+    """All that one does with patch files."""
+
+
+@app.command()
+def show(file: Annotated[Path, typer.Argument(help="Patch file.", show_default=False)], json: o.Json = False) -> None:
+    """Print what a patch does, to which model, and where it came from."""
+    from mmedit import Patch
+
+    patch = Patch.load(file)
+    described = describe(patch)
+    if json:
+        o.print_json(described)
+        return
+    base = described["base"]
+    typer.echo(f"{patch.name}\n  file     {file} ({file.stat().st_size:,} bytes)\n  digest   {patch.digest}")
+    typer.echo(
+        f"  base     {base['model'] or 'unnamed'}{' @ ' + base['revision'] if base['revision'] else ''} ({base['model_type']}, {base['n_layers']} layers, d_model {base['d_model']}, d_ffn {base['d_ffn']})"
+    )
+    typer.echo(f"  made     {patch.created} by {patch.editor} of mmedit {patch.library_version}")
+    typer.echo(f"  hparams  {', '.join(f'{key}={value}' for key, value in patch.hparams.items())}")
+    for row in described["neurons"]:
+        typer.echo(f"  {row['neuron']:<12} ‖Δw‖ {row['delta_norm']:.4g}   ‖w‖ {row['base_norm']:.4g}")
+
+
+def describe(patch: Any) -> dict[str, Any]:
+    """A patch as plain JSON values, without its rows."""
+    from dataclasses import asdict
+
+    from mmedit.neuron import Neuron
+
+    neurons = [
+        {
+            "neuron": str(Neuron(site.layer, unit, site.expert)),
+            "delta_norm": float(delta.norm()),
+            "base_norm": float(base.float().norm()),
+        }
+        for site, (units, rows) in patch.deltas.items()
+        for unit, delta, base in zip(units.tolist(), rows, patch.base_rows[site], strict=True)
+    ]
+    return {
+        "name": patch.name, "digest": patch.digest, "base": asdict(patch.base), "editor": patch.editor, "hparams": dict(patch.hparams),
+        "edits": [dict(edit) for edit in patch.edits], "evaluation": patch.evaluation, "created": patch.created,
+        "library_version": patch.library_version, "neurons": neurons,
+    }  # fmt: skip

@@ -1,0 +1,269 @@
+"""The nouns of a caption, and the generated tokens that each of them begins in.
+
+spaCy tags the words. Where its English model is not installed, a small cascade of rules does: every word gets a class,
+one letter, from word lists (`nouns_words.json`) and suffixes; then the classes that leave a choice are decided from left
+to right by what stands around them, which is where English keeps its grammar. Positions come from character offsets,
+so that a noun that occurs twice, begins the text or follows a comma is found where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from mmedit.errors import MmeditError
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc
+    from transformers import PreTrainedTokenizerBase
+
+Pipeline = Literal["auto", "builtin", "en_core_web_sm"]
+_MODEL = "en_core_web_sm"
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun in a text.
+
+    Args:
+        text: the word as the text has it; a word with hyphens is one word.
+        start: offset of its first character.
+        end: offset after its last character.
+
+    Example:
+        >>> find_nouns("A cat on a t-shirt", pipeline="builtin")
+        [Noun(text='cat', start=2, end=5), Noun(text='t-shirt', start=11, end=18)]
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class NounToken:
+    """A noun in a generated text and where its tokens are.
+
+    Args:
+        noun: with character offsets in the generated text.
+        index: which of the generated ids the noun starts in, from 0.
+        n_tokens: how many ids the noun spans.
+    """
+
+    noun: Noun
+    index: int
+    n_tokens: int
+
+
+def find_nouns(text: str, pipeline: Pipeline = "auto") -> list[Noun]:
+    """The common and proper nouns of a text.
+
+    Args:
+        text: a caption or an answer in English.
+        pipeline: `"en_core_web_sm"`, spaCy's model; `"builtin"`, the rules of this module; `"auto"`, the model where it
+            is installed, else the rules.
+
+    Returns:
+        Every noun in reading order; one that occurs twice is there twice.
+
+    Raises:
+        MmeditError: if the pipeline is unknown or not installed.
+
+    Example:
+        >>> [noun.text for noun in find_nouns("a red cat and a blue boat on the grass", pipeline="builtin")]
+        ['cat', 'boat', 'grass']
+    """
+    doc = _load(pipeline)(text)
+    return [Noun(token.text, token.idx, token.idx + len(token)) for token in doc if token.pos_ in ("NOUN", "PROPN")]
+
+
+def noun_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, pipeline: Pipeline = "auto") -> list[NounToken]:
+    """The nouns of a generated text with the positions of their tokens.
+
+    Args:
+        ids: the newly generated token ids; special ones may be among them.
+        tokenizer: that the ids belong to.
+        pipeline: as in `find_nouns`.
+
+    Returns:
+        Every noun in reading order, with the index in `ids` of its first token.
+
+    Raises:
+        MmeditError: if the pipeline is unknown or not installed.
+    """
+    text, begun, complete = _progress(ids, tokenizer)
+    found = []
+    for noun in find_nouns(text, pipeline):
+        first, last = bisect_right(begun, noun.start), bisect_left(complete, noun.end)
+        found.append(NounToken(noun, first, last - first + 1))
+    return found
+
+
+def token_spans(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
+    """The text of generated ids and the characters that each id adds to it.
+
+    Args:
+        ids: token ids; special ones may be among them.
+        tokenizer: that the ids belong to; of any kind.
+
+    Returns:
+        The text without special tokens; for each id the (start, end) of its characters. The spans follow each other
+        without gaps. A special token's is empty; a character whose bytes are several tokens counts for the first.
+    """
+    text, begun, _ = _progress(ids, tokenizer)
+    return text, list(zip([0, *begun], begun, strict=False))
+
+
+def _progress(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int], list[int]]:
+    """The text, and after each id how many of its characters are begun and how many are complete."""
+    prefixes = [
+        str(tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for i in range(len(ids))
+    ]
+    text = prefixes[-1] if prefixes else ""
+    begun, complete = [0], [0]
+    for prefix in prefixes:
+        # A decoder shows a character's first bytes as U+FFFD, some show the complete ones before it so too: never go back.
+        complete.append(max(complete[-1], len(commonprefix([prefix, text]))))
+        partial = complete[-1] < len(text) and prefix[complete[-1] :].startswith("\ufffd")
+        begun.append(max(begun[-1], complete[-1] + partial))
+    return text, begun[1:], complete[1:]
+
+
+@cache
+def _load(pipeline: Pipeline) -> Language:
+    import spacy
+
+    installed = spacy.util.is_package(_MODEL)
+    if pipeline not in get_args(Pipeline):
+        raise MmeditError(
+            "no such noun pipeline", got=repr(pipeline), expected=" or ".join(map(repr, get_args(Pipeline)))
+        )
+    if pipeline == _MODEL and not installed:
+        raise MmeditError(
+            "spaCy's English model is not installed", where="the noun pipeline", expected=f"the package {_MODEL}",
+            do=f"run `python -m spacy download {_MODEL}`, or choose the pipeline 'builtin' or 'auto'",
+        )  # fmt: skip
+    spacy.Language.component("mmedit_hyphens", func=_join_hyphenated)
+    spacy.Language.component("mmedit_nouns", func=_tag)
+    if installed and pipeline != "builtin":
+        nlp = spacy.load(_MODEL, exclude=["parser", "ner", "lemmatizer"])
+        nlp.add_pipe("mmedit_hyphens")
+        return nlp
+    nlp = spacy.blank("en")
+    nlp.add_pipe("mmedit_hyphens")
+    nlp.add_pipe("mmedit_nouns")
+    return nlp
+
+
+def _join_hyphenated(doc: Doc) -> Doc:
+    """Make one token of words joined by hyphens, with the tag of the last, or of the first if that is a number."""
+    spans = [
+        doc.char_span(match.start(), match.end(), alignment_mode="expand")
+        for match in re.finditer(r"\w+(?:[-\u2010\u2011]\w+)+", doc.text)
+    ]
+    with doc.retokenize() as retokenizer:
+        for span in spans:
+            tag = span[0] if span[0].pos_ == "NUM" else span[-1]
+            retokenizer.merge(span, attrs={"POS": tag.pos})
+    return doc
+
+
+class _Grammar(NamedTuple):
+    """What `nouns_words.json` holds: words and forms to classes, rules for the open classes, classes to spaCy's tags."""
+
+    words: dict[str, str]
+    forms: list[tuple[str, str]]
+    rules: list[
+        tuple[str, str, str, str]
+    ]  # open classes, what stands before, what follows, the class that it decides on
+    tags: dict[str, str]
+
+
+@cache
+def _grammar() -> _Grammar:
+    data = json.loads(resources.files("mmedit").joinpath("nouns_words.json").read_text("utf-8"))
+    rules = []
+    for classes, before, after, becomes, _ in data["rules"]:
+        for name, part in data["parts"].items():
+            before, after = before.replace(f"{{{name}}}", part), after.replace(f"{{{name}}}", part)
+        rules.append((classes, f"({before})$", after, becomes))
+    words = {word: letter for letter, listed in data["classes"].items() for word in " ".join(listed["words"]).split()}
+    return _Grammar(words, data["forms"], rules, {c: tag for tag, classes in data["tags"].items() for c in classes})
+
+
+def _tag(doc: Doc) -> Doc:
+    """Tag a text by rule."""
+    tokens = [token for token in doc if not token.is_space]
+    for token, letter in zip(tokens, _decide(_classes([token.text for token in tokens])), strict=True):
+        token.pos_ = _grammar().tags[letter]
+    return doc
+
+
+def _classes(words: Sequence[str]) -> str:
+    """The class of each word, one letter each, nearly always by the word alone."""
+    capitals = [word[0].isupper() for word in words if word[0].isalpha()]
+    heading = sum(capitals[1:]) > len(capitals[1:]) / 2  # Where Every Word Has One, It Says Nothing
+    found = "."
+    for word in words:
+        lower = word.lower().replace("\u2019", "'")
+        if not any(character.isalnum() for character in word):
+            found += "," if word in ",()[]\"'" else "."
+        elif lower == "'s" and found[-1] not in "rfyb":
+            found += "d"
+        elif word[0].isupper() and found[-1] != "." and not heading and lower not in _grammar().words:
+            found += "n"
+        else:
+            found += _class_of_compound(lower) if re.search(r"\w-\w", lower) else _class_of(lower)
+    return found[1:]
+
+
+def _class_of_compound(word: str) -> str:
+    """The class of a word with hyphens."""
+    parts = word.split("-")
+    first, last = _class_of(parts[0]), _class_of(parts[-1])
+    if first == "w" or last in "aeG":
+        return "a"  # two-story, snow-covered, good-looking
+    if last in "cb":
+        return last
+    if len(parts) > 2 or last == "i" or first in "acibkeE":
+        return "L"  # state-of-the-art, close-up, high-rise
+    return "m" if last in "mMST" else "n"
+
+
+@lru_cache(maxsize=4096)
+def _class_of(word: str) -> str:
+    """The class of a word in lower case."""
+    words = _grammar().words
+    if word in words:
+        return words[word]
+    for ending, stem in [("ies", "y"), ("es", ""), ("s", "")]:
+        if word.endswith(ending) and (verb := words.get(word.removesuffix(ending) + stem)) in ("V", "W", "E"):
+            return "S" if verb == "V" else "T"
+    for ending in ("er", "est"):
+        stem = word.removesuffix(ending)
+        if stem != word and any(
+            words.get(base) in ("a", "c") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y")
+        ):
+            return "a"
+    return next(letter for form, letter in _grammar().forms if re.fullmatch(form, word))
+
+
+def _decide(classes: str) -> str:
+    """Decide the open classes from left to right: what stands before is decided, what follows may be open."""
+    decided = ""
+    for i, letter in enumerate(classes):
+        for of, before, after, becomes in _grammar().rules:
+            if letter in of and re.search(before, decided) and re.match(after, classes[i + 1 :]):
+                letter = becomes
+                break
+        decided += letter
+    return decided

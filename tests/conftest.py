@@ -1,0 +1,70 @@
+"""Shared by all tests: the shipped model, tiny untrained ones, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaProcessor
+
+import mmedit
+from mmedit.testbed import Thing, benchmark_pictures
+from mmedit.testbed.checkpoint import build_llava, build_processor
+
+FIXTURES = Path(__file__).parent.parent.parent / "shared" / "fixtures"
+"""Numbers that the original implementations computed; tests of them are skipped where the folder is absent."""
+
+
+@pytest.fixture(scope="session")
+def trained() -> mmedit.VisionLanguageModel:
+    """The shipped LLaVA; whoever edits it must revert."""
+    return mmedit.load("iconworld-llava")
+
+
+@pytest.fixture
+def vlm(trained: mmedit.VisionLanguageModel) -> Iterator[mmedit.VisionLanguageModel]:
+    """The shipped LLaVA, and a check that the test left its weights as they were."""
+    before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    yield trained
+    after = trained.model.state_dict()
+    changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
+    assert not changed, f"the test left {changed} changed"
+
+
+@pytest.fixture(scope="session")
+def processor() -> LlavaProcessor:
+    return build_processor()
+
+
+@pytest.fixture
+def untrained(processor: LlavaProcessor) -> mmedit.VisionLanguageModel:
+    """A LLaVA with random weights, the test's own to change."""
+    return mmedit.VisionLanguageModel(build_llava(processor), processor, "untrained")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[tuple[Image.Image, str, tuple[Thing, ...]]]:
+    """The first 48 benchmark pictures with captions and things."""
+    return list(benchmark_pictures(48))
+
+
+@pytest.fixture(scope="session")
+def cat_file(tmp_path_factory: pytest.TempPathFactory, trained: mmedit.VisionLanguageModel) -> Path:
+    """A picture file in which the shipped model says `cat`."""
+    from mmedit.testbed.world import render, scene
+
+    path = tmp_path_factory.mktemp("pictures") / "cat.png"
+    for number in range(20):
+        picture, _ = render(scene("benchmark", 5000 + number, include="cat", arrangement="one"))
+        if " cat " in trained.caption(picture)[0]:
+            picture.save(path)
+            return path
+    raise AssertionError("the shipped model says cat about none of 20 pictures of cats")
+
+
+@pytest.fixture
+def request_of_cat(cat_file: Path) -> mmedit.EditRequest:
+    return mmedit.EditRequest(cat_file, "cat", "dog")
