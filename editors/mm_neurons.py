@@ -25,6 +25,7 @@ from mmedit.locate import Sighting, rank, rank_given, source_sightings
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, Site
+from mmedit.patches.live import stack_of
 from mmedit.patches.patch import Base, Patch
 from mmedit.requests import EditRequest, as_prompt
 
@@ -243,7 +244,8 @@ def make_patch(
         found = sorted(found, key=lambda i: ranking.neurons[i].unit)
         units = torch.tensor([ranking.neurons[i].unit for i in found])
         deltas[site] = units, delta[found].cpu()
-        base_rows[site] = vlm.architecture.require_editable(site).rows(units)
+        vlm.architecture.require_editable(site)
+        base_rows[site] = stack_of(vlm).base_rows(site, units)  # not the live rows: an edit may be made on top of others
     return Patch(deltas, base_rows, Base.of(vlm), editor.name, asdict(editor.hparams), tuple(edits))
 
 

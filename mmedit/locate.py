@@ -253,7 +253,9 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
     w_u = architecture.w_u
     rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons]).float().to(w_u.device)
     with torch.inference_mode():
-        best = torch.cat([(chunk @ w_u.float().T).topk(min(n_tokens, len(w_u))).indices for chunk in torch.split(rows, 64)])
+        best = torch.cat(
+            [(chunk @ w_u.float().T).topk(min(n_tokens, len(w_u))).indices for chunk in torch.split(rows, 64)]
+        )
     return [tuple(vlm.tokenizer.decode([token]) for token in row) for row in best.tolist()]
 
 

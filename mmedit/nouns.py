@@ -1,9 +1,9 @@
 """The nouns of a caption, and the generated tokens that each of them begins in.
 
-spaCy tags the words. Where its English model is not installed, a small cascade of rules does: every word gets a class,
-one letter, from word lists (`nouns_words.json`) and suffixes; then the classes that leave a choice are decided from left
-to right by what stands around them, which is where English keeps its grammar. Positions come from character offsets,
-so that a noun that occurs twice, begins the text or follows a comma is found where it stands.
+spaCy tags the words. Where its English model is not installed, rules do: each word gets a class, one letter, by word
+lists and suffixes; then the classes that leave a choice are decided from left to right by what stands around them, for
+English keeps its grammar in its word order. Lists and rules are data, `nouns_words.json`. Tokens are found by character
+offsets, so that a noun that occurs twice, begins the text or follows a comma is found where it stands.
 """
 
 from __future__ import annotations
@@ -124,14 +124,12 @@ def token_spans(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple
 
 def _progress(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int], list[int]]:
     """The text, and after each id how many of its characters are begun and how many are complete."""
-    prefixes = [
-        str(tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for i in range(len(ids))
-    ]
+    ids, skip = [int(token) for token in ids], {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    prefixes = [str(tokenizer.decode(ids[: i + 1], **skip)) for i in range(len(ids))]
     text = prefixes[-1] if prefixes else ""
     begun, complete = [0], [0]
     for prefix in prefixes:
-        # A decoder shows a character's first bytes as U+FFFD, some show the complete ones before it so too: never go back.
+        # A decoder shows a character's first bytes as U+FFFD, and some show whole ones before it so too: never go back.
         complete.append(max(complete[-1], len(commonprefix([prefix, text]))))
         partial = complete[-1] < len(text) and prefix[complete[-1] :].startswith("\ufffd")
         begun.append(max(begun[-1], complete[-1] + partial))
@@ -142,50 +140,47 @@ def _progress(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[s
 def _load(pipeline: Pipeline) -> Language:
     import spacy
 
-    installed = spacy.util.is_package(_MODEL)
     if pipeline not in get_args(Pipeline):
-        raise MmeditError(
-            "no such noun pipeline", got=repr(pipeline), expected=" or ".join(map(repr, get_args(Pipeline)))
-        )
+        expected = " or ".join(map(repr, get_args(Pipeline)))
+        raise MmeditError("no such noun pipeline", got=repr(pipeline), expected=expected, do="choose one of these")
+    installed = spacy.util.is_package(_MODEL)
+    if pipeline == "auto":
+        return _load("en_core_web_sm" if installed else "builtin")
     if pipeline == _MODEL and not installed:
-        raise MmeditError(
-            "spaCy's English model is not installed", where="the noun pipeline", expected=f"the package {_MODEL}",
-            do=f"run `python -m spacy download {_MODEL}`, or choose the pipeline 'builtin' or 'auto'",
-        )  # fmt: skip
+        do = f"run `python -m spacy download {_MODEL}`, or choose the pipeline 'builtin' or 'auto'"
+        raise MmeditError("spaCy's English model is not installed", expected=f"the package {_MODEL}", do=do)
     spacy.Language.component("mmedit_hyphens", func=_join_hyphenated)
     spacy.Language.component("mmedit_nouns", func=_tag)
-    if installed and pipeline != "builtin":
+    if pipeline == _MODEL:
         nlp = spacy.load(_MODEL, exclude=["parser", "ner", "lemmatizer"])
         nlp.add_pipe("mmedit_hyphens")
-        return nlp
-    nlp = spacy.blank("en")
-    nlp.add_pipe("mmedit_hyphens")
-    nlp.add_pipe("mmedit_nouns")
+    else:
+        nlp = spacy.blank("en")
+        nlp.add_pipe("mmedit_hyphens")
+        nlp.add_pipe("mmedit_nouns")
     return nlp
 
 
 def _join_hyphenated(doc: Doc) -> Doc:
     """Make one token of words joined by hyphens, with the tag of the last, or of the first if that is a number."""
-    spans = [
-        doc.char_span(match.start(), match.end(), alignment_mode="expand")
-        for match in re.finditer(r"\w+(?:[-\u2010\u2011]\w+)+", doc.text)
-    ]
+    from spacy.util import filter_spans
+
+    matches = list(re.finditer(r"\w+(?:[-\u2010\u2011]\w+)+", doc.text))
+    spans = [doc.char_span(match.start(), match.end(), alignment_mode="expand") for match in matches]
     with doc.retokenize() as retokenizer:
-        for span in spans:
-            tag = span[0] if span[0].pos_ == "NUM" else span[-1]
-            retokenizer.merge(span, attrs={"POS": tag.pos})
+        for span in filter_spans(spans):
+            tag = span[0].pos if span[0].pos_ == "NUM" else span[-1].pos
+            retokenizer.merge(span, attrs={"POS": tag})
     return doc
 
 
 class _Grammar(NamedTuple):
-    """What `nouns_words.json` holds: words and forms to classes, rules for the open classes, classes to spaCy's tags."""
+    """What `nouns_words.json` holds."""
 
-    words: dict[str, str]
-    forms: list[tuple[str, str]]
-    rules: list[
-        tuple[str, str, str, str]
-    ]  # open classes, what stands before, what follows, the class that it decides on
-    tags: dict[str, str]
+    words: dict[str, str]  # the class of each listed word
+    forms: list[tuple[str, str]]  # the class of the other words, by the first pattern that fits, else "n"
+    rules: list[tuple[str, str, str, str]]  # open classes, what stands before, what follows, the class that they become
+    tags: dict[str, str]  # spaCy's tag of each decided class
 
 
 @cache
@@ -197,7 +192,8 @@ def _grammar() -> _Grammar:
             before, after = before.replace(f"{{{name}}}", part), after.replace(f"{{{name}}}", part)
         rules.append((classes, f"({before})$", after, becomes))
     words = {word: letter for letter, listed in data["classes"].items() for word in " ".join(listed["words"]).split()}
-    return _Grammar(words, data["forms"], rules, {c: tag for tag, classes in data["tags"].items() for c in classes})
+    tags = {letter: tag for tag, letters in data["tags"].items() for letter in letters}
+    return _Grammar(words, data["forms"], rules, tags)
 
 
 def _tag(doc: Doc) -> Doc:
@@ -209,20 +205,20 @@ def _tag(doc: Doc) -> Doc:
 
 
 def _classes(words: Sequence[str]) -> str:
-    """The class of each word, one letter each, nearly always by the word alone."""
+    """The class of each word, nearly always by the word alone."""
     capitals = [word[0].isupper() for word in words if word[0].isalpha()]
-    heading = sum(capitals[1:]) > len(capitals[1:]) / 2  # Where Every Word Has One, It Says Nothing
+    heading = 2 * sum(capitals[1:]) > len(capitals[1:])  # Where Every Word Has One, It Says Nothing
     found = "."
     for word in words:
-        lower = word.lower().replace("\u2019", "'")
+        plain = word.lower().translate({0x2019: "'", 0x2010: "-", 0x2011: "-"})
         if not any(character.isalnum() for character in word):
             found += "," if word in ",()[]\"'" else "."
-        elif lower == "'s" and found[-1] not in "rfyb":
-            found += "d"
-        elif word[0].isupper() and found[-1] != "." and not heading and lower not in _grammar().words:
-            found += "n"
+        elif plain == "'s" and found[-1] not in "rfyb":
+            found += "d"  # possessive; after a pronoun it is a verb
+        elif word[0].isupper() and found[-1] != "." and not heading and plain not in _grammar().words:
+            found += "n"  # a name
         else:
-            found += _class_of_compound(lower) if re.search(r"\w-\w", lower) else _class_of(lower)
+            found += _class_of_compound(plain) if re.search(r"\w-\w", plain) else _class_of(plain)
     return found[1:]
 
 
@@ -248,13 +244,11 @@ def _class_of(word: str) -> str:
     for ending, stem in [("ies", "y"), ("es", ""), ("s", "")]:
         if word.endswith(ending) and (verb := words.get(word.removesuffix(ending) + stem)) in ("V", "W", "E"):
             return "S" if verb == "V" else "T"
-    for ending in ("er", "est"):
-        stem = word.removesuffix(ending)
-        if stem != word and any(
-            words.get(base) in ("a", "c") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y")
-        ):
+    if comparative := re.fullmatch(r"(.+?)(.?)e(?:r|st)", word):
+        stem, doubled = comparative.groups()
+        if any(words.get(base) in ("a", "c") for base in (stem, stem + doubled, stem + doubled + "e", stem + "y")):
             return "a"
-    return next(letter for form, letter in _grammar().forms if re.fullmatch(form, word))
+    return next((letter for form, letter in _grammar().forms if re.fullmatch(form, word, re.DOTALL)), "n")
 
 
 def _decide(classes: str) -> str:

@@ -138,6 +138,17 @@ def test_several_pictures_average_their_activations(vlm: mmedit.VisionLanguageMo
         assert torch.allclose(once.deltas[site][1], twice.deltas[site][1], rtol=1e-4)
 
 
+def test_an_edit_on_top_of_another_stacks_with_it(
+    vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest
+) -> None:
+    editor = MMNeurons.from_hparams("iconworld-llava")
+    first = editor.apply(vlm, request_of_cat)
+    second = editor.apply(vlm, mmedit.EditRequest(request_of_cat.images, "dog", "boat"))
+    assert " boat " in vlm.caption(request_of_cat.images)[0]
+    first.revert(vlm)
+    second.revert(vlm)
+
+
 def test_neurons_of_the_users_choice_are_the_ones_edited(
     vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import mmedit
 from mmedit.errors import BaseMismatchError, MmeditError, OutputError, PatchError
 from mmedit.patches.live import stack_of
-from mmedit.patches.patch import Base
+from mmedit.patches.patch import Base, matrix_digest
 from mmedit.testbed.checkpoint import build_llava
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -283,3 +284,34 @@ def test_any_bytes_give_a_patch_or_a_patch_error(
 def test_scaled_rows_are_multiplied(untrained: mmedit.VisionLanguageModel) -> None:
     patch = random_patch(untrained, 13)
     assert all(torch.equal(patch.scaled(2.0).deltas[s][1], 2 * rows) for s, (_, rows) in patch.deltas.items())
+
+
+def low_rank_patch(vlm: Any, seed: int) -> mmedit.Patch:
+    """A patch that changes the whole W_out of layer 2 by rank 3, and a few rows of layer 4."""
+    architecture = mmedit.models.architecture.architecture_of(vlm)
+    sparse, site = random_patch(vlm, seed, layers=(4,)), mmedit.Site(2)
+    factors = torch.randn(512, 3), torch.randn(3, 128)
+    digest = matrix_digest(architecture.w_out(site).matrix)
+    return dataclasses.replace(sparse, low_rank={site: factors}, base_digests={site: digest})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_low_rank_patches_obey_the_same_laws(untrained: mmedit.VisionLanguageModel, tmp_path: Path, dtype: torch.dtype) -> None:
+    untrained.model.to(dtype)
+    before, site = bits(untrained.model), mmedit.Site(2)
+    patch = low_rank_patch(untrained, 20)
+    patch.save(tmp_path / "p.safetensors")
+    again = mmedit.Patch.load(tmp_path / "p.safetensors")
+    assert again.digest == patch.digest and again.sites == (site, mmedit.Site(4))
+    matrix, (left, right) = untrained.architecture.w_out(site).matrix.clone(), patch.low_rank[site]
+    other = random_patch(untrained, 21, layers=(2,))
+    with again.applied(untrained), other.applied(untrained):
+        stack_of(untrained).pop("s21→t21")
+        expected = (matrix.float() + left @ right).to(dtype)
+        assert torch.equal(untrained.architecture.w_out(site).matrix, expected)
+    assert same(before, bits(untrained.model))
+
+
+def test_a_low_rank_patch_is_refused_by_another_model(untrained: mmedit.VisionLanguageModel, processor: Any) -> None:
+    with pytest.raises(BaseMismatchError, match=r"L2\n[\s\S]*another digest"):
+        low_rank_patch(untrained, 22).apply(build_llava(processor, seed=1))

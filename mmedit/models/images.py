@@ -95,6 +95,6 @@ def _from_array(array: np.ndarray[Any, Any], where: object) -> Image.Image:
     elif array.dtype.kind == "f" and np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1:
         levels = (array * 255).round().astype(np.uint8)
     else:
-        got = f"{array.dtype} from {array.min()} to {array.max()}"
+        got = f"{array.dtype} from {array.min()} to {array.max()}" if array.dtype.kind in "iuf" else array.dtype
         raise ImageError("not a picture's values", where=where, got=got, expected="uint8, uint16, or float from 0 to 1")
     return Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[2] == 1 else levels)

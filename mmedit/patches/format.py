@@ -24,8 +24,9 @@ from mmedit.patches.patch import Base, Patch
 FORMAT, VERSION = "mmedit-patch", "1"
 MAX_HEADER = 8 * 2**20  # bytes
 MAX_FILE = 4 * 2**30  # bytes
-_KEY = re.compile(r"layers\.(\d{1,5})(?:\.experts\.(\d{1,5})|\.(shared))?\.w_out\.(units|delta|base)")
-_DTYPES = {"units": {"I64"}, "delta": {"F32"}, "base": {"F32", "BF16", "F16"}}
+_KEY = re.compile(r"layers\.(\d{1,5})(?:\.experts\.(\d{1,5})|\.(shared))?\.w_out\.(units|delta|base|left|right)")
+_DTYPES = {"units": {"I64"}, "delta": {"F32"}, "base": {"F32", "BF16", "F16"}, "left": {"F32"}, "right": {"F32"}}
+_ROW_SPARSE, _LOW_RANK = {"units", "delta", "base"}, {"left", "right"}
 
 
 def save_patch(patch: Patch, path: str | Path) -> None:
@@ -37,10 +38,14 @@ def save_patch(patch: Patch, path: str | Path) -> None:
             f"{site.key}.w_out.delta": rows,
             f"{site.key}.w_out.base": patch.base_rows[site],
         }
+    for site, (left, right) in patch.low_rank.items():
+        tensors |= {f"{site.key}.w_out.left": left, f"{site.key}.w_out.right": right}
     metadata = {
         "format": FORMAT, "format_version": VERSION, "library_version": patch.library_version, "base": asdict(patch.base), "editor": patch.editor,
         "hparams": dict(patch.hparams), "edits": [dict(edit) for edit in patch.edits], "created": patch.created,
     }  # fmt: skip
+    if patch.low_rank:
+        metadata["base_digests"] = {site.key: digest for site, digest in patch.base_digests.items()}
     if patch.evaluation is not None:
         metadata["evaluation"] = dict(patch.evaluation)
     texts = {
@@ -59,9 +64,18 @@ def load_patch(path: str | Path) -> Patch:
         with safe_open(path, framework="pt") as file:
             metadata = _metadata(file.metadata() or {}, path)
             sites = _sites(file, path)
-            tensors = {site: {part: file.get_tensor(f"{site.key}.w_out.{part}") for part in _DTYPES} for site in sites}
-        deltas = {site: (parts["units"], parts["delta"]) for site, parts in tensors.items()}
-        return Patch(deltas, {site: parts["base"] for site, parts in tensors.items()}, **metadata)
+            read = {s: {part: file.get_tensor(f"{s.key}.w_out.{part}") for part in parts} for s, parts in sites.items()}
+        rows = {site: parts for site, parts in read.items() if "units" in parts}
+        deltas = {site: (parts["units"], parts["delta"]) for site, parts in rows.items()}
+        low_rank = {site: (parts["left"], parts["right"]) for site, parts in read.items() if "left" in parts}
+        digests = metadata.pop("base_digests")
+        return Patch(
+            deltas,
+            {site: parts["base"] for site, parts in rows.items()},
+            low_rank=low_rank,
+            base_digests={site: digests[site.key] for site in low_rank if site.key in digests},
+            **metadata,
+        )
     except PatchError as error:
         if error.where is None or str(path) not in str(error.where):
             error.where = path if error.where is None else f"{path}, {error.where}"
@@ -107,6 +121,7 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
     try:
         values = {key: json.loads(texts[key]) for key in ("base", "hparams", "edits")}
         evaluation = json.loads(texts["evaluation"]) if "evaluation" in texts else None
+        digests = json.loads(texts.get("base_digests", "{}"))
         base, types = values["base"], {field.name: field.type for field in fields(Base)}
         wrong = [key for key, kind in types.items() if not _fits(base[key], str(kind))]
     except (KeyError, TypeError, ValueError) as error:
@@ -121,14 +136,23 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
         isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str)
         for e in values["edits"]
     )
-    if not edits_fit or not isinstance(values["hparams"], dict) or not isinstance(evaluation, dict | None):
+    if (
+        not edits_fit
+        or not isinstance(values["hparams"], dict)
+        or not isinstance(evaluation, dict | None)
+        or not _are_texts(digests)
+    ):
         raise PatchError(
-            "a patch with damaged metadata", where=path, got="edits, hparams or evaluation of another form"
+            "a patch with damaged metadata", where=path, got="edits, hparams, evaluation or digests of another form"
         )
     return {
-        "base": Base(**base), "hparams": values["hparams"], "edits": tuple(values["edits"]), "evaluation": evaluation,
+        "base": Base(**base), "hparams": values["hparams"], "edits": tuple(values["edits"]), "evaluation": evaluation, "base_digests": digests,
         "editor": texts.get("editor", ""), "created": texts.get("created", ""), "library_version": texts.get("library_version") or "unknown",
     }  # fmt: skip
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -137,7 +161,7 @@ def _fits(value: Any, kind: str) -> bool:
     return isinstance(value, str) or (value is None and "None" in kind)
 
 
-def _sites(file: Any, path: Path) -> list[Site]:
+def _sites(file: Any, path: Path) -> dict[Site, set[str]]:
     """The sites of a file, each with all its tensors, of the right types and of plausible shapes."""
     parts: dict[Site, set[str]] = {}
     for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -147,7 +171,7 @@ def _sites(file: Any, path: Path) -> list[Site]:
                 "a tensor that does not belong in a patch",
                 where=path,
                 got=key[:200],
-                expected="layers.N.w_out.units, .delta or .base",
+                expected="layers.N.w_out.units, .delta, .base, .left or .right",
             )
         layer, expert, shared, part = found.groups()
         which: Expert = "shared" if shared else None if expert is None else int(expert)
@@ -161,8 +185,11 @@ def _sites(file: Any, path: Path) -> list[Site]:
             )
         parts.setdefault(Site(int(layer), which), set()).add(part)
     for site, present in parts.items():
-        if present != set(_DTYPES):
+        if present not in (_ROW_SPARSE, _LOW_RANK):
             raise PatchError(
-                "a site without all its tensors", where=f"{path}, {site}", got=sorted(present), expected=sorted(_DTYPES)
+                "a site without all its tensors",
+                where=f"{path}, {site}",
+                got=sorted(present),
+                expected=f"{sorted(_ROW_SPARSE)} or {sorted(_LOW_RANK)}",
             )
-    return sorted(parts)
+    return parts

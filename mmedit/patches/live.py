@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from mmedit.errors import BaseMismatchError, PatchError
 from mmedit.models.architecture import Architecture, architecture_of, bare_model
 from mmedit.neuron import Neuron, Site
-
-if TYPE_CHECKING:
-    from mmedit.patches.patch import Patch
+from mmedit.patches.patch import Patch, matrix_digest
 
 
 @dataclass(frozen=True)
@@ -135,21 +133,34 @@ class Stack:
                 expected=f"{patch.base.model}: {patch.base.n_layers} layers, d_model {patch.base.d_model}",
                 do="load the model that the patch names",
             )
-        for site, (units, _) in patch.deltas.items():
+        for site in patch.sites:
+            units = patch.units(site)
             architecture.check(Neuron(site.layer, int(units[-1]), site.expert))
             architecture.require_editable(site)
-            live, base = self._base_rows(site, units), patch.base_rows[site]
-            same = (base.to(live.dtype) == live).all(1) | (live.to(base.dtype) == base).all(1)
-            if not bool(same.all()):
-                worst = int((base.float() - live.float()).abs().amax(1).argmax())
-                gap = float((base.float() - live.float())[worst].abs().max())
-                raise BaseMismatchError(
-                    "a patch for another model", where=str(Neuron(site.layer, int(units[worst]), site.expert)), got=f"a W_out row that is off by up to {gap:.3g}",
-                    expected=f"the row of {patch.base.model or 'its base'}, revision {patch.base.revision}", do="load that model and revision, without other changes to its weights",
-                )  # fmt: skip
+            self._check_rows(patch, site, units, self.base_rows(site, units))
 
-    def _base_rows(self, site: Site, units: Tensor) -> Tensor:
-        """The unpatched rows of a site, whether patches are live on them or not."""
+    def _check_rows(self, patch: Patch, site: Site, units: Tensor, live: Tensor) -> None:
+        """Compare a site's unpatched rows with the patch's base, in whichever of the two types holds fewer numbers."""
+        if site in patch.low_rank:
+            where, gap = str(site), "a W_out of another digest"
+            fits = matrix_digest(live) == patch.base_digests[site]
+        else:
+            base = patch.base_rows[site]
+            same = (base.to(live.dtype) == live).all(1) | (live.to(base.dtype) == base).all(1)
+            off = (base.float() - live.float()).abs().amax(1)
+            worst = int(off.argmax())
+            where = str(Neuron(site.layer, int(units[worst]), site.expert))
+            gap = f"a W_out row that is off by up to {float(off[worst]):.3g}"
+            fits = bool(same.all())
+        if not fits:
+            raise BaseMismatchError(
+                "a patch for another model", where=where, got=gap,
+                expected=f"the weights of {patch.base.model or 'its base'}, revision {patch.base.revision}",
+                do="load that model and revision, without other changes to its weights",
+            )  # fmt: skip
+
+    def base_rows(self, site: Site, units: Tensor) -> Tensor:
+        """The unpatched rows of a site `[k, d_model]`, whether patches are live on them or not."""
         rows = self._architecture.w_out(site).rows(units)
         for i, unit in enumerate(units.tolist()):
             kept = self._base.get(site, {}).get(unit)
@@ -165,7 +176,7 @@ class Stack:
         base = {
             site: {
                 **self._base.get(site, {}),
-                **dict(zip(units, self._base_rows(site, torch.tensor(units)), strict=True)),
+                **dict(zip(units, self.base_rows(site, torch.tensor(units)), strict=True)),
             }
             for site, units in moved.items()
         }
@@ -182,15 +193,15 @@ class Stack:
 
     def _sum(self, site: Site, units: list[int], base: dict[int, Tensor], entries: Iterable[Entry]) -> Tensor:
         """round(base + Σ scale·delta) for some units of a site, summed in fp32 in an order of the patches' own."""
-        rows = torch.stack([base[unit] for unit in units])
-        place = {unit: i for i, unit in enumerate(units)}
+        rows, wanted = torch.stack([base[unit] for unit in units]), torch.tensor(units)
         total, touched = torch.zeros(rows.shape), torch.zeros(len(units), dtype=torch.bool)
         for entry in sorted(entries, key=lambda e: (e.patch.digest, e.scale)):
-            if site in entry.patch.deltas:
-                for unit, delta in zip(entry.patch.deltas[site][0].tolist(), entry.patch.deltas[site][1], strict=True):
-                    if unit in place:
-                        total[place[unit]] += entry.scale * delta
-                        touched[place[unit]] = True
+            if site in entry.patch.sites:
+                edited = entry.patch.units(site)
+                ours = torch.isin(edited, wanted)
+                place = torch.searchsorted(wanted, edited[ours])
+                total[place] += entry.scale * entry.patch.rows(site)[ours]
+                touched[place] = True
         return torch.where(touched[:, None], (rows.float() + total).to(rows.dtype), rows)
 
     def _write(self, moved: dict[Site, list[int]], rows: dict[Site, Tensor]) -> None:
@@ -214,8 +225,8 @@ def _units(entries: Iterable[Entry]) -> dict[Site, list[int]]:
     """The units that some patches touch, by site, in order."""
     units: dict[Site, set[int]] = {}
     for entry in entries:
-        for site, (touched, _) in entry.patch.deltas.items():
-            units.setdefault(site, set()).update(touched.tolist())
+        for site in entry.patch.sites:
+            units.setdefault(site, set()).update(entry.patch.units(site).tolist())
     return {site: sorted(found) for site, found in units.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -18,7 +18,8 @@ from mmedit.errors import PatchError
 from mmedit.models.architecture import architecture_of, bare_model
 from mmedit.neuron import Neuron, Site
 
-Delta = tuple[Tensor, Tensor]
+Delta = tuple[Tensor, Tensor]  # units [k], rows [k, d_model]
+Factors = tuple[Tensor, Tensor]  # left [d_ffn, r], right [r, d_model]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Patch:
         base: the model it was made on.
         editor: the method's name.
         hparams: the method's settings.
+        low_rank: for sites whose edit is not row-sparse, float32 factors `[d_ffn, r]` and `[r, d_model]` of what to add.
+        base_digests: for each of those sites, `matrix_digest` of the W_out that the edit was made on.
         edits: for each concept swap its source, target, token ids, prompt, image digests, neurons and scores.
         evaluation: what was measured of it, if anything.
         created: when, ISO 8601 in UTC.
@@ -105,14 +108,23 @@ class Patch:
     evaluation: Mapping[str, Any] | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     library_version: str = ""
+    low_rank: Mapping[Site, Factors] = field(default_factory=dict)
+    base_digests: Mapping[Site, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "deltas", {site: self.deltas[site] for site in sorted(self.deltas)})
-        if not self.deltas or set(self.deltas) != set(self.base_rows):
+        for name in ("deltas", "low_rank"):
+            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
+        if not self.sites or set(self.deltas) != set(self.base_rows) or set(self.low_rank) != set(self.base_digests):
             raise PatchError(
-                "a patch changes at least one site and has base rows for each",
-                got=f"deltas {list(map(str, self.deltas))}, base {list(map(str, self.base_rows))}",
+                "a patch changes at least one site and knows the base of each",
+                got=f"deltas {_listed(self.deltas)}, base rows {_listed(self.base_rows)}, low-rank {_listed(self.low_rank)}, base digests {_listed(self.base_digests)}",
             )
+        if set(self.deltas) & set(self.low_rank):
+            raise PatchError(
+                "a site is either row-sparse or low-rank", got=_listed(set(self.deltas) & set(self.low_rank))
+            )
+        for site in self.low_rank:
+            self._check_factors(site)
         for site in self.deltas:
             self._check_site(site)
         if not self.library_version:
@@ -166,12 +178,47 @@ class Patch:
                 do="make the edit again with a smaller step",
             )
 
+    def _check_factors(self, site: Site) -> None:
+        left, right = self.low_rank[site]
+        fits = (
+            left.dim() == right.dim() == 2
+            and left.shape[1] == right.shape[0] > 0
+            and right.shape[1] == self.base.d_model
+        )
+        if not fits or site.layer >= self.base.n_layers or (site.expert is None and left.shape[0] != self.base.d_ffn):
+            raise PatchError(
+                "a low-rank edit has the wrong shape",
+                where=str(site),
+                got=f"{list(left.shape)} and {list(right.shape)}",
+                expected=f"[{self.base.d_ffn}, r] and [r, {self.base.d_model}] in a layer below {self.base.n_layers}",
+            )
+        if left.dtype != torch.float32 or right.dtype != torch.float32:
+            raise PatchError("a low-rank edit is float32", where=str(site), got=f"{left.dtype} and {right.dtype}")
+        if not bool(torch.isfinite(left).all()) or not bool(torch.isfinite(right).all()):
+            raise PatchError("a patch holds only finite numbers", where=str(site), got="NaN or infinity")
+
     def __repr__(self) -> str:
         return f"Patch({self.name}, {len(self.neurons)} neurons, on {self.base.model})"
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that the patch edits, in order."""
+        return tuple(sorted((*self.deltas, *self.low_rank)))
+
+    def units(self, site: Site) -> Tensor:
+        """The units that the patch edits at a site, sorted int64 `[k]`; all of them where the edit is low-rank."""
+        return self.deltas[site][0] if site in self.deltas else torch.arange(len(self.low_rank[site][0]))
+
+    def rows(self, site: Site) -> Tensor:
+        """The rows to add at a site, float32 `[k, d_model]`, one for each of `units(site)`."""
+        if site in self.deltas:
+            return self.deltas[site][1]
+        left, right = self.low_rank[site]
+        return left @ right
+
+    @property
     def neurons(self) -> tuple[Neuron, ...]:
-        """The neurons that the patch edits."""
+        """The neurons of the row-sparse sites that the patch edits."""
         return tuple(
             Neuron(site.layer, unit, site.expert) for site, (units, _) in self.deltas.items() for unit in units.tolist()
         )
@@ -189,6 +236,10 @@ class Patch:
             digest.update(
                 f"{site}:{len(units)};".encode() + units.numpy().tobytes() + rows.contiguous().numpy().tobytes()
             )
+        for site, factors in self.low_rank.items():
+            digest.update(
+                f"{site}:low rank;".encode() + b"".join(factor.contiguous().numpy().tobytes() for factor in factors)
+            )
         return digest.hexdigest()
 
     def scaled(self, scale: float) -> Patch:
@@ -200,7 +251,10 @@ class Patch:
             >>> patch.scaled(0.5).deltas[Site(0)][1]
             tensor([[0.5000, 0.5000]])
         """
-        return replace(self, deltas={site: (units, rows * scale) for site, (units, rows) in self.deltas.items()})
+        deltas = {site: (units, rows * scale) for site, (units, rows) in self.deltas.items()}
+        return replace(
+            self, deltas=deltas, low_rank={s: (left * scale, right) for s, (left, right) in self.low_rank.items()}
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the patch as a safetensors file (format 1), which appears whole or not at all.
@@ -271,3 +325,12 @@ class Patch:
         finally:
             if name in stack.names:
                 stack.pop(name)
+
+
+def matrix_digest(matrix: Tensor) -> str:
+    """SHA-256 of a W_out `[d_ffn, d_model]`, the same in every type that holds its numbers."""
+    return hashlib.sha256(matrix.float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _listed(sites: Iterable[Site]) -> str:
+    return ", ".join(map(str, sorted(sites))) or "none"
