@@ -21,13 +21,14 @@ from torch import Tensor
 from mmedit.concepts import swapped
 from mmedit.editors.base import Editor, apply_to_model
 from mmedit.errors import HparamsError, RequestError
-from mmedit.locate import Sighting, rank, rank_given, source_sightings
+from mmedit.locate import rank, rank_given
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, Site
 from mmedit.patches.live import stack_of
 from mmedit.patches.patch import Base, Patch
 from mmedit.requests import EditRequest, as_prompt
+from mmedit.sightings import Sighting, source_sightings
 
 Penalty = Literal["l2", "squared_l2"]
 
@@ -245,7 +246,9 @@ def make_patch(
         units = torch.tensor([ranking.neurons[i].unit for i in found])
         deltas[site] = units, delta[found].cpu()
         vlm.architecture.require_editable(site)
-        base_rows[site] = stack_of(vlm).base_rows(site, units)  # not the live rows: an edit may be made on top of others
+        base_rows[site] = stack_of(vlm).base_rows(
+            site, units
+        )  # the unpatched rows: an edit may be made on top of others
     return Patch(deltas, base_rows, Base.of(vlm), editor.name, asdict(editor.hparams), tuple(edits))
 
 

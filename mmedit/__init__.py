@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from mmedit.neuron import Neuron as Neuron
     from mmedit.neuron import NeuronRanking as NeuronRanking
     from mmedit.neuron import Site as Site
+    from mmedit.patches.bake import bake as bake
+    from mmedit.patches.diff import diff as diff
+    from mmedit.patches.live import Stack as Stack
+    from mmedit.patches.live import stack as stack
+    from mmedit.patches.merge import merge as merge
     from mmedit.patches.patch import Patch as Patch
     from mmedit.requests import EditRequest as EditRequest
     from mmedit.requests import Prompt as Prompt
@@ -35,6 +40,11 @@ _MODULES = {
     "Neuron": "mmedit.neuron",
     "NeuronRanking": "mmedit.neuron",
     "Site": "mmedit.neuron",
+    "bake": "mmedit.patches.bake",
+    "diff": "mmedit.patches.diff",
+    "Stack": "mmedit.patches.live",
+    "stack": "mmedit.patches.live",
+    "merge": "mmedit.patches.merge",
     "Patch": "mmedit.patches.patch",
     "EditRequest": "mmedit.requests",
     "Prompt": "mmedit.requests",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmedit.errors import RequestError
-from mmedit.nouns import find_nouns, token_spans
+from mmedit.nouns import find_nouns, token_spans, tokens_between
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,8 @@ def occurrences(ids: tuple[int, ...], word: str, tokenizer: Any) -> list[Occurre
 
 def occurrence_at(ids: tuple[int, ...], start: int, end: int, tokenizer: Any) -> Occurrence:
     """The word between two character offsets of a generated text, with its tokens."""
-    text, spans = token_spans(ids, tokenizer)
-    over = [i for i, (first, last) in enumerate(spans) if first < end and last > start]
-    return Occurrence(text[start:end], start, over[0], ids[over[0]], len(over))
+    first, n_tokens = tokens_between(ids, tokenizer, start, end)
+    return Occurrence(token_spans(ids, tokenizer)[0][start:end], start, first, ids[first], n_tokens)
 
 
 def swapped(ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: Any) -> Occurrence:

@@ -6,43 +6,103 @@ Only the columns of W_U that are asked for are multiplied, so scoring is one rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmedit.concepts import Occurrence, occurrence_at, require_occurrences
-from mmedit.errors import ModelError, RequestError
+from mmedit.concepts import Occurrence
+from mmedit.errors import RequestError
 from mmedit.models.architecture import Architecture
-from mmedit.models.vlm import Generation, VisionLanguageModel, batches
+from mmedit.models.vlm import Generation, VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, RankedNeuron, Site
-from mmedit.nouns import find_nouns
+from mmedit.nouns import noun_tokens
 from mmedit.requests import Prompt, as_list
-from mmedit.trace import Activation, Trace
-
-FinalNorm = Literal["ignore", "fold"]
-Choose = Callable[[int, Generation], list[Occurrence]]
+from mmedit.sightings import Sighting, sightings, source_sightings
 
 
-@dataclass(frozen=True)
-class Sighting:
-    """A word in one picture's caption, with the activations where its first token was predicted.
+def locate_word(
+    vlm: VisionLanguageModel,
+    images: Any,
+    source: str,
+    prompt: str | Prompt | None = None,
+    *,
+    k: int = 100,
+    n_tokens: int = 10,
+    **options: Any,
+) -> NeuronRanking:
+    """Rank the neurons that write a source word, over one picture or several.
 
     Args:
-        picture: which picture, from 0.
-        generation: its caption.
-        occurrence: the word in it.
-        activations: for each site, `o` `[d_ffn]`.
-        gain: how much a unit of the residual stream moves the input of W_U there `[d_model]`; None: ignored, as in the paper.
+        vlm: the model.
+        images: pictures that show the source.
+        source: a word of each picture's caption.
+        prompt: as for `vlm.caption`.
+        k: how many neurons to keep.
+        n_tokens: how many tokens of each neuron to show.
+        options: `activation`, `final_norm`, `layers`, `batch_size`, as for `sightings`.
+
+    Returns:
+        The ranking over all layers, scores averaged over all occurrences of the source.
+
+    Raises:
+        RequestError: if the source is not in a caption; it shows the caption and its nouns.
+
+    Example:
+        >>> import mmedit
+        >>> from mmedit.testbed import benchmark_pictures
+        >>> picture, caption, things = next(benchmark_pictures(1))
+        >>> ranking = mmedit.locate_word(mmedit.load("iconworld-llava"), picture, things[0].noun, k=5)
+        >>> len(ranking), ranking.captions == (caption,)
+        (5, True)
+    """
+    return rank(vlm, [source_sightings(vlm, images, source, prompt, **options)], k, n_tokens)[0]
+
+
+def locate_nouns(
+    vlm: VisionLanguageModel,
+    images: Any,
+    prompt: str | Prompt | None = None,
+    *,
+    k: int = 100,
+    n_tokens: int = 10,
+    **options: Any,
+) -> list[list[NeuronRanking]]:
+    """Rank neurons for every noun of every picture's caption.
+
+    Args:
+        vlm: the model.
+        images: one picture or several.
+        prompt: as for `vlm.caption`.
+        k: how many neurons to keep for each noun.
+        n_tokens: how many tokens of each neuron to show.
+        options: as for `locate_word`.
+
+    Returns:
+        For each picture, one ranking per noun in reading order.
+
+    Raises:
+        RequestError: for an empty list of pictures or an option out of range.
+
+    Example:
+        >>> import mmedit
+        >>> from mmedit.testbed import benchmark_pictures
+        >>> picture, caption, things = next(benchmark_pictures(1))
+        >>> rankings = mmedit.locate_nouns(mmedit.load("iconworld-llava"), picture, k=3)[0]
+        >>> rankings[0].source == things[0].noun
+        True
     """
 
-    picture: int
-    generation: Generation
-    occurrence: Occurrence
-    activations: dict[Site, Tensor] = field(repr=False)
-    gain: Tensor | None = field(default=None, repr=False)
+    def choose(picture: int, generation: Generation) -> list[Occurrence]:
+        ids, found = generation.ids, noun_tokens(generation.ids, vlm.tokenizer)
+        return [Occurrence(n.noun.text, n.noun.start, n.index, ids[n.index], n.n_tokens) for n in found]
+
+    seen = sightings(vlm, images, choose, prompt, **options)
+    rankings: list[list[NeuronRanking]] = [[] for _ in as_list(images)]
+    for sighting, ranking in zip(seen, rank(vlm, [[sighting] for sighting in seen], k, n_tokens), strict=True):
+        rankings[sighting.picture].append(ranking)
+    return rankings
 
 
 def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
@@ -63,82 +123,6 @@ def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
     distinct, which = torch.unique(directions, dim=0, return_inverse=True)
     scores: Tensor = o.float() * (distinct.float() @ w_out.float().T)[which]
     return scores
-
-
-def sightings(
-    vlm: VisionLanguageModel, images: Any, choose: Choose, prompt: str | Prompt | None = None, *, activation: Activation = "w_out_input",
-    final_norm: FinalNorm = "ignore", layers: Sequence[int] | None = None, batch_size: int = 8,
-) -> list[Sighting]:  # fmt: skip
-    """Caption pictures and keep the activations at the chosen words.
-
-    Args:
-        vlm: the model.
-        images: one picture or several.
-        choose: from a picture's number and caption to the words of interest in it.
-        prompt: as for `vlm.caption`.
-        activation: `w_out_input`, or `act_fn` for what the authors' code records (without the up factor).
-        final_norm: `fold` also records the gain of the final norm.
-        layers: decoder layers to look at; all when None.
-        batch_size: pictures per batch.
-
-    Returns:
-        The sightings in order of pictures.
-
-    Raises:
-        RequestError: if a layer does not exist, an option is unknown, or `choose` says so.
-    """
-    if final_norm not in ("ignore", "fold") or activation not in ("w_out_input", "act_fn"):
-        raise RequestError(
-            "no such option",
-            got=f"activation={activation!r}, final_norm={final_norm!r}",
-            expected="w_out_input or act_fn; ignore or fold",
-        )
-    sites, kept, done = vlm.architecture.sites_of(None if layers is None else list(layers)), [], 0
-    with Trace(vlm.architecture, sites, activation, residual=final_norm == "fold") as trace:
-        for batch in batches(images, batch_size):
-            generations = vlm.generate_batch(vlm.inputs(batch, prompt))
-            for row, generation in enumerate(generations):
-                for occurrence in choose(done + row, generation):
-                    step = occurrence.index
-                    gain = norm_gain(vlm.architecture, trace.residual_at(step, row)) if final_norm == "fold" else None
-                    kept.append(
-                        Sighting(
-                            done + row,
-                            generation,
-                            occurrence,
-                            {site: trace.at(site, step, row) for site in sites},
-                            gain,
-                        )
-                    )
-            done += len(generations)
-            trace.clear()
-    return kept
-
-
-def norm_gain(architecture: Architecture, residual: Tensor) -> Tensor:
-    """How much each component of the residual stream is scaled on its way to W_U, with the norm's scale held fixed.
-
-    Args:
-        architecture: whose final norm it is.
-        residual: what enters that norm `[d_model]`.
-
-    Returns:
-        `[d_model]` in float32, with which `W_U · (gain ⊙ residual)` is the logit, for RMS norms exactly.
-
-    Raises:
-        ModelError: if the model has no final norm, or one that also centres its input.
-    """
-    norm = architecture.final_norm
-    if norm is None or isinstance(norm, torch.nn.LayerNorm):
-        raise ModelError(
-            "final_norm='fold' needs an RMS norm before the unembedding",
-            got=type(norm).__name__,
-            do="use final_norm='ignore', as the paper does",
-        )
-    x = residual.float()
-    with torch.inference_mode():
-        normed = norm(residual).float()
-    return torch.where(x == 0, torch.zeros_like(x), normed / torch.where(x == 0, torch.ones_like(x), x))
 
 
 def score(architecture: Architecture, seen: Sequence[Sighting]) -> dict[Site, Tensor]:
@@ -257,87 +241,3 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
             [(chunk @ w_u.float().T).topk(min(n_tokens, len(w_u))).indices for chunk in torch.split(rows, 64)]
         )
     return [tuple(vlm.tokenizer.decode([token]) for token in row) for row in best.tolist()]
-
-
-def locate_word(
-    vlm: VisionLanguageModel,
-    images: Any,
-    source: str,
-    prompt: str | Prompt | None = None,
-    *,
-    k: int = 100,
-    n_tokens: int = 10,
-    **options: Any,
-) -> NeuronRanking:
-    """Rank the neurons that write a source word, over one picture or several.
-
-    Args:
-        vlm: the model.
-        images: pictures that show the source.
-        source: a word of each picture's caption.
-        prompt: as for `vlm.caption`.
-        k: how many neurons to keep.
-        n_tokens: how many tokens of each neuron to show.
-        options: `activation`, `final_norm`, `layers`, `batch_size`, as for `sightings`.
-
-    Returns:
-        The ranking over all layers, scores averaged over all occurrences of the source.
-
-    Raises:
-        RequestError: if the source is not in a caption; it shows the caption and its nouns.
-
-    Example:
-        >>> import mmedit
-        >>> from mmedit.testbed import benchmark_pictures
-        >>> picture, caption, things = next(benchmark_pictures(1))
-        >>> ranking = mmedit.locate_word(mmedit.load("iconworld-llava"), picture, things[0].noun, k=5)
-        >>> len(ranking), ranking.captions == (caption,)
-        (5, True)
-    """
-    return rank(vlm, [source_sightings(vlm, images, source, prompt, **options)], k, n_tokens)[0]
-
-
-def source_sightings(
-    vlm: VisionLanguageModel, images: Any, source: str, prompt: str | Prompt | None = None, **options: Any
-) -> list[Sighting]:
-    """The sightings of a source that each caption must have; arguments and errors as for `locate_word`."""
-
-    def choose(picture: int, generation: Generation) -> list[Occurrence]:
-        return require_occurrences(generation.ids, source, vlm.tokenizer, where=f"picture {picture}")
-
-    return sightings(vlm, images, choose, prompt, **options)
-
-
-def locate_nouns(
-    vlm: VisionLanguageModel,
-    images: Any,
-    prompt: str | Prompt | None = None,
-    *,
-    k: int = 100,
-    n_tokens: int = 10,
-    **options: Any,
-) -> list[list[NeuronRanking]]:
-    """Rank neurons for every noun of every picture's caption.
-
-    Args:
-        vlm: the model.
-        images: one picture or several.
-        prompt: as for `vlm.caption`.
-        k: how many neurons to keep for each noun.
-        n_tokens: how many tokens of each neuron to show.
-        options: as for `locate_word`.
-
-    Returns:
-        For each picture, one ranking per noun in reading order.
-    """
-
-    def choose(picture: int, generation: Generation) -> list[Occurrence]:
-        return [
-            occurrence_at(generation.ids, noun.start, noun.end, vlm.tokenizer) for noun in find_nouns(generation.text)
-        ]
-
-    seen = sightings(vlm, images, choose, prompt, **options)
-    rankings: list[list[NeuronRanking]] = [[] for _ in as_list(images)]
-    for sighting, ranking in zip(seen, rank(vlm, [[sighting] for sighting in seen], k, n_tokens), strict=True):
-        rankings[sighting.picture].append(ranking)
-    return rankings

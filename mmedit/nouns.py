@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from mmedit.errors import MmeditError
@@ -68,8 +67,7 @@ def find_nouns(text: str, pipeline: Pipeline = "auto") -> list[Noun]:
 
     Args:
         text: a caption or an answer in English.
-        pipeline: `"en_core_web_sm"`, spaCy's model; `"builtin"`, the rules of this module; `"auto"`, the model where it
-            is installed, else the rules.
+        pipeline: `"en_core_web_sm"`, spaCy's model; `"builtin"`, the rules; `"auto"`, the model if it is installed.
 
     Returns:
         Every noun in reading order; one that occurs twice is there twice.
@@ -99,12 +97,29 @@ def noun_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, pipeline
     Raises:
         MmeditError: if the pipeline is unknown or not installed.
     """
-    text, begun, complete = _progress(ids, tokenizer)
-    found = []
-    for noun in find_nouns(text, pipeline):
-        first, last = bisect_right(begun, noun.start), bisect_left(complete, noun.end)
-        found.append(NounToken(noun, first, last - first + 1))
-    return found
+    progress = _progress(ids, tokenizer)
+    return [NounToken(n, *_tokens_of(progress, n.start, n.end)) for n in find_nouns(progress[0], pipeline)]
+
+
+def tokens_between(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, start: int, end: int) -> tuple[int, int]:
+    """The tokens of a stretch of a generated text.
+
+    Args:
+        ids: the generated token ids.
+        tokenizer: that the ids belong to.
+        start: offset of its first character.
+        end: offset after its last character.
+
+    Returns:
+        The index in `ids` of the first token, and how many tokens there are.
+    """
+    return _tokens_of(_progress(ids, tokenizer), start, end)
+
+
+def _tokens_of(progress: tuple[str, list[int], list[int]], start: int, end: int) -> tuple[int, int]:
+    _, begun, complete = progress
+    first = bisect_right(begun, start)
+    return first, bisect_left(complete, end) - first + 1
 
 
 def token_spans(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
@@ -127,13 +142,14 @@ def _progress(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[s
     ids, skip = [int(token) for token in ids], {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     prefixes = [str(tokenizer.decode(ids[: i + 1], **skip)) for i in range(len(ids))]
     text = prefixes[-1] if prefixes else ""
-    begun, complete = [0], [0]
+    begun, complete, done = [0], [], 0
     for prefix in prefixes:
         # A decoder shows a character's first bytes as U+FFFD, and some show whole ones before it so too: never go back.
-        complete.append(max(complete[-1], len(commonprefix([prefix, text]))))
-        partial = complete[-1] < len(text) and prefix[complete[-1] :].startswith("\ufffd")
-        begun.append(max(begun[-1], complete[-1] + partial))
-    return text, begun[1:], complete[1:]
+        while done < len(text) and prefix[done : done + 1] == text[done]:
+            done += 1
+        complete.append(done)
+        begun.append(max(begun[-1], min(len(text), done + prefix.startswith("\ufffd", done))))
+    return text, begun[1:], complete
 
 
 @cache
@@ -141,23 +157,18 @@ def _load(pipeline: Pipeline) -> Language:
     import spacy
 
     if pipeline not in get_args(Pipeline):
-        expected = " or ".join(map(repr, get_args(Pipeline)))
-        raise MmeditError("no such noun pipeline", got=repr(pipeline), expected=expected, do="choose one of these")
-    installed = spacy.util.is_package(_MODEL)
+        raise MmeditError("no such noun pipeline", got=repr(pipeline), expected=" or ".join(get_args(Pipeline)))
+    installed, model = spacy.util.is_package(_MODEL), pipeline == _MODEL
     if pipeline == "auto":
         return _load("en_core_web_sm" if installed else "builtin")
-    if pipeline == _MODEL and not installed:
+    if model and not installed:
         do = f"run `python -m spacy download {_MODEL}`, or choose the pipeline 'builtin' or 'auto'"
         raise MmeditError("spaCy's English model is not installed", expected=f"the package {_MODEL}", do=do)
     spacy.Language.component("mmedit_hyphens", func=_join_hyphenated)
     spacy.Language.component("mmedit_nouns", func=_tag)
-    if pipeline == _MODEL:
-        nlp = spacy.load(_MODEL, exclude=["parser", "ner", "lemmatizer"])
-        nlp.add_pipe("mmedit_hyphens")
-    else:
-        nlp = spacy.blank("en")
-        nlp.add_pipe("mmedit_hyphens")
-        nlp.add_pipe("mmedit_nouns")
+    nlp = spacy.load(_MODEL, exclude=["parser", "ner", "lemmatizer"]) if model else spacy.blank("en")
+    for component in ["mmedit_hyphens"] if model else ["mmedit_hyphens", "mmedit_nouns"]:
+        nlp.add_pipe(component)
     return nlp
 
 
@@ -165,8 +176,8 @@ def _join_hyphenated(doc: Doc) -> Doc:
     """Make one token of words joined by hyphens, with the tag of the last, or of the first if that is a number."""
     from spacy.util import filter_spans
 
-    matches = list(re.finditer(r"\w+(?:[-\u2010\u2011]\w+)+", doc.text))
-    spans = [doc.char_span(match.start(), match.end(), alignment_mode="expand") for match in matches]
+    matches = re.finditer(r"\w+(?:[-\u2010\u2011]\w+)+", doc.text)
+    spans = [doc.char_span(*match.span(), alignment_mode="expand") for match in matches]
     with doc.retokenize() as retokenizer:
         for span in filter_spans(spans):
             tag = span[0].pos if span[0].pos_ == "NUM" else span[-1].pos
@@ -186,11 +197,8 @@ class _Grammar(NamedTuple):
 @cache
 def _grammar() -> _Grammar:
     data = json.loads(resources.files("mmedit").joinpath("nouns_words.json").read_text("utf-8"))
-    rules = []
-    for classes, before, after, becomes, _ in data["rules"]:
-        for name, part in data["parts"].items():
-            before, after = before.replace(f"{{{name}}}", part), after.replace(f"{{{name}}}", part)
-        rules.append((classes, f"({before})$", after, becomes))
+    rows = json.loads(re.sub(r"{(\w+)}", lambda name: data["parts"][name[1]], json.dumps(data["rules"])))
+    rules = [(classes, f"({before})$", after, becomes) for classes, before, after, becomes, _ in rows]
     words = {word: letter for letter, listed in data["classes"].items() for word in " ".join(listed["words"]).split()}
     tags = {letter: tag for tag, letters in data["tags"].items() for letter in letters}
     return _Grammar(words, data["forms"], rules, tags)
@@ -226,10 +234,8 @@ def _class_of_compound(word: str) -> str:
     """The class of a word with hyphens."""
     parts = word.split("-")
     first, last = _class_of(parts[0]), _class_of(parts[-1])
-    if first == "w" or last in "aeG":
+    if first == "w" or last in "acebG":
         return "a"  # two-story, snow-covered, good-looking
-    if last in "cb":
-        return last
     if len(parts) > 2 or last == "i" or first in "acibkeE":
         return "L"  # state-of-the-art, close-up, high-rise
     return "m" if last in "mMST" else "n"
@@ -255,9 +261,10 @@ def _decide(classes: str) -> str:
     """Decide the open classes from left to right: what stands before is decided, what follows may be open."""
     decided = ""
     for i, letter in enumerate(classes):
-        for of, before, after, becomes in _grammar().rules:
-            if letter in of and re.search(before, decided) and re.match(after, classes[i + 1 :]):
-                letter = becomes
-                break
-        decided += letter
+        becomes = (
+            becomes
+            for of, before, after, becomes in _grammar().rules
+            if letter in of and re.search(before, decided) and re.match(after, classes[i + 1 :])
+        )
+        decided += next(becomes, letter)
     return decided

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 ROOTS = {"mmedit": ROOT / "mmedit", "mmedit.editors": ROOT / "editors", "mmedit.hparams": ROOT / "hparams"}
 LAYERS = [
     {"mmedit.errors"}, {"mmedit.files"}, {"mmedit.neuron", "mmedit.requests", "mmedit.nouns", "mmedit.hparams"}, {"mmedit.concepts"},
-    {"mmedit.models", "mmedit.testbed"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.cli"},
+    {"mmedit.models", "mmedit.testbed"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.sightings"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.cli"},
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
 def test_imports_go_down_only(name: str, path: Path) -> None:
     own = layer_of(name)
     assert own is not None or name == "mmedit", f"{name} is in no layer"

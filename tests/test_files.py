@@ -41,13 +41,15 @@ def test_an_exception_in_the_block_leaves_everything_as_it_was(
     assert tree(tmp_path) == before
 
 
-def test_the_target_keeps_its_old_content_until_the_block_ends(tmp_path: Path) -> None:
+def test_nobody_ever_sees_half_a_file(tmp_path: Path) -> None:
+    """Until the block ends the old content stands there, and who opened it before can read it to its end."""
     target = tmp_path / "note.txt"
     target.write_text("old")
-    with replacing(target) as part:
-        part.write_text("new")
-        assert (part.parent, target.read_text()) == (tmp_path, "old")
-    assert target.read_text() == "new"
+    with target.open() as reader:
+        with replacing(target) as part:
+            part.write_text("new")
+            assert (part.parent, target.read_text()) == (tmp_path, "old")
+        assert (reader.read(), target.read_text()) == ("old", "new")
 
 
 def test_an_operating_system_error_in_the_block_is_an_output_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mmedit.neuron import Neuron, NeuronRanking, RankedNeuron, Site
 
 NUMBERS = st.integers(0, 99_999)
 EXPERTS = st.none() | NUMBERS | st.just("shared")
-SITES = st.builds(Site, NUMBERS, EXPERTS)
+SITES = st.builds(Site, st.integers(0, 12), st.sampled_from([None, "shared", 0, 1, 2, 11]))
 NEURONS = st.builds(Neuron, NUMBERS, NUMBERS, EXPERTS)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 LINES = st.tuples(st.builds(RankedNeuron, NEURONS, FLOATS, st.lists(st.text()).map(tuple)), FLOATS)

@@ -296,7 +296,9 @@ def low_rank_patch(vlm: Any, seed: int) -> mmedit.Patch:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_low_rank_patches_obey_the_same_laws(untrained: mmedit.VisionLanguageModel, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_low_rank_patches_obey_the_same_laws(
+    untrained: mmedit.VisionLanguageModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
     untrained.model.to(dtype)
     before, site = bits(untrained.model), mmedit.Site(2)
     patch = low_rank_patch(untrained, 20)

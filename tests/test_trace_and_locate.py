@@ -13,8 +13,9 @@ from torch import nn
 
 import mmedit
 from mmedit.errors import ModelError, RequestError
-from mmedit.locate import contribution, norm_gain, score, sightings, source_sightings
+from mmedit.locate import contribution, score
 from mmedit.nouns import find_nouns
+from mmedit.sightings import norm_gain, sightings, source_sightings
 from mmedit.trace import Trace
 
 Pictures = list[tuple[Image.Image, str, Any]]

@@ -236,7 +236,7 @@ def _resolve(name: str) -> str:
     if name in shipped_models():
         return str(CHECKPOINTS / name)
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
                 "a folder without a checkpoint",

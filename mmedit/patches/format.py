@@ -60,7 +60,7 @@ def load_patch(path: str | Path) -> Patch:
     """Read a patch; see `Patch.load`."""
     path = Path(path)
     try:
-        _check_size(path)
+        check_size(path)
         with safe_open(path, framework="pt") as file:
             metadata = _metadata(file.metadata() or {}, path)
             sites = _sites(file, path)
@@ -90,7 +90,8 @@ def load_patch(path: str | Path) -> Patch:
         ) from error
 
 
-def _check_size(path: Path) -> None:
+def check_size(path: Path) -> None:
+    """Raise PatchError unless this is a file whose header and size are those of a safetensors file, and bearable."""
     if not path.is_file():
         raise PatchError("no such patch", got="a folder" if path.is_dir() else "nothing there", do="check the path")
     size = path.stat().st_size
@@ -132,12 +133,8 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
         raise PatchError(
             "a patch with a damaged description of its base", where=path, got=wrong or sorted(set(base) - set(types))
         )
-    edits_fit = isinstance(values["edits"], list) and all(
-        isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str)
-        for e in values["edits"]
-    )
     if (
-        not edits_fit
+        not are_edits(values["edits"])
         or not isinstance(values["hparams"], dict)
         or not isinstance(evaluation, dict | None)
         or not _are_texts(digests)
@@ -149,6 +146,13 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
         "base": Base(**base), "hparams": values["hparams"], "edits": tuple(values["edits"]), "evaluation": evaluation, "base_digests": digests,
         "editor": texts.get("editor", ""), "created": texts.get("created", ""), "library_version": texts.get("library_version") or "unknown",
     }  # fmt: skip
+
+
+def are_edits(value: Any) -> bool:
+    """Whether a JSON value is a list of concept swaps."""
+    return isinstance(value, list) and all(
+        isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str) for e in value
+    )
 
 
 def _are_texts(value: Any) -> bool:

@@ -1,47 +1,64 @@
 """Patches on a live model: one stack per model, weights always `round(base + Σ scale·delta)`.
 
-Only the patched rows are ever touched. The base rows are kept as they were, so the last pop gives back the exact bytes,
-and the sum is taken in an order that depends on the patches alone, so the order of pushing them does not matter.
+Only the patched rows are ever touched; where a patch is low-rank, that is the whole W_out. The base rows are kept as they
+were, so the last pop gives back the exact bytes, and the sum is taken in an order that depends on the patches alone, so
+the order of pushing them does not matter. Every change is whole or not at all: an error in the middle puts back what was
+there, and Ctrl-C is held back until it is done.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from mmedit.errors import BaseMismatchError, PatchError
+from mmedit.errors import PatchError, RequestError
 from mmedit.models.architecture import Architecture, architecture_of, bare_model
-from mmedit.neuron import Neuron, Site
-from mmedit.patches.patch import Patch, matrix_digest
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A live patch and what its rows are multiplied with."""
-
-    patch: Patch
-    scale: float
+from mmedit.neuron import Site
+from mmedit.patches.base_rows import BaseRows
+from mmedit.patches.interrupts import uninterrupted
+from mmedit.patches.patch import Patch
+from mmedit.patches.rows import Entry, check_model, check_rows
 
 
 class Stack:
-    """The patches that are live on one model, by name.
+    """The patches that are live on one model, by name; each can be taken out again, in any order.
+
+    A model has one stack, `Stack.of(vlm)`; `mmedit.stack` fills it for the length of a `with` block.
 
     Args:
-        architecture: of that model.
+        architecture: of the model.
+
+    Example:
+        >>> import mmedit
+        >>> from mmedit.patches.patch import Base
+        >>> vlm = mmedit.load("iconworld-llava")
+        >>> live, site, units = mmedit.Stack.of(vlm), mmedit.Site(2), torch.tensor([7])
+        >>> patch = mmedit.Patch({site: (units, torch.ones(1, 128))}, {site: live.base_rows(site, units)}, Base.of(vlm))
+        >>> live.push(patch, name="one", scale=0.5), live.names
+        ('one', ('one',))
+        >>> live.scale("one", 2.0)
+        >>> live.pop("one") is patch, live.names
+        (True, ())
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        self._architecture = architecture
+        self._architecture, self._base = architecture, BaseRows(architecture)
         self._entries: dict[str, Entry] = {}
-        self._base: dict[Site, dict[int, Tensor]] = {}  # rows as they were before any patch, while a patch touches them
+
+    @classmethod
+    def of(cls, vlm: Any) -> Stack:
+        """The one stack of a VisionLanguageModel or a bare transformers model."""
+        model, architecture = bare_model(vlm), architecture_of(vlm)
+        if model not in _stacks:
+            _stacks[model] = cls(architecture)
+        return _stacks[model]
 
     def __repr__(self) -> str:
         return f"Stack({', '.join(f'{name} ×{entry.scale:g}' for name, entry in self._entries.items()) or 'empty'})"
@@ -65,17 +82,11 @@ class Stack:
         Raises:
             BaseMismatchError: if the model's rows are not those that the patch was made on.
             PatchError: if the name is taken, or the patch is live already and no other name is given.
-            ModelError: if the weights are quantised or offloaded.
+            RequestError: if the scale is not a finite number.
+            ModelError: if the weights are quantised, offloaded, or baked into a compiled graph.
         """
-        if name is None and any(entry.patch.digest == patch.digest for entry in self._entries.values()):
-            raise PatchError(
-                "this patch is live already", got=patch.name, do="revert it first, or push it under another name"
-            )
-        name = self.free_name(patch) if name is None else name
-        if name in self._entries:
-            raise PatchError("a patch of this name is live already", got=name, do="choose another name")
-        self._check(patch)
-        self._become({**self._entries, name: Entry(patch, scale)})
+        name, entry = self._admit(patch, name, scale, self._entries)
+        self._become({**self._entries, name: entry})
         return name
 
     def pop(self, name: str) -> Patch:
@@ -84,17 +95,18 @@ class Stack:
         Raises:
             PatchError: if no patch of this name is live.
         """
-        entry = self._entry(name)
+        patch = self._entry(name).patch
         self._become({other: entry for other, entry in self._entries.items() if other != name})
-        return entry.patch
+        return patch
 
     def scale(self, name: str, scale: float) -> None:
         """Change what a live patch's rows are multiplied with.
 
         Raises:
             PatchError: if no patch of this name is live.
+            RequestError: if the scale is not a finite number.
         """
-        self._become({**self._entries, name: Entry(self._entry(name).patch, scale)})
+        self._become({**self._entries, name: _entry(self._entry(name).patch, scale)})
 
     def clear(self) -> None:
         """Take every patch out."""
@@ -111,103 +123,53 @@ class Stack:
                 return name
         raise PatchError("this patch is not live on this model", got=patch.name, expected=f"one of {list(self.names)}")
 
-    def free_name(self, patch: Patch) -> str:
+    def free_name(self, patch: Patch, taken: Container[str] | None = None) -> str:
         """The patch's name, with a number where it is taken."""
-        names = (patch.name if n == 1 else f"{patch.name} ({n})" for n in range(1, len(self._entries) + 2))
-        return next(name for name in names if name not in self._entries)
+        taken = self._entries if taken is None else taken
+        names = (patch.name if n == 1 else f"{patch.name} ({n})" for n in count(1))
+        return next(name for name in names if name not in taken)
+
+    def check(self, patch: Patch) -> None:
+        """Raise what `push` would raise, unless the model's unpatched rows are those that the patch was made on."""
+        check_model(patch, self._architecture)
+        for site in patch.sites:
+            self._architecture.require_editable(site)
+            check_rows(patch, site, [self.base_rows(site, patch.units(site))])
+
+    def base_rows(self, site: Site, units: Tensor) -> Tensor:
+        """The unpatched rows of a site `[k, d_model]`, whether patches are live on them or not."""
+        return self._base.rows(site, units)
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise PatchError("no such live patch", got=name, expected=f"one of {list(self.names)}")
         return self._entries[name]
 
-    def _check(self, patch: Patch) -> None:
-        """Raise unless the model's unpatched rows are the patch's base rows."""
-        architecture = self._architecture
-        if patch.base.d_model != architecture.d_model or patch.base.n_layers != architecture.n_layers:
-            got = f"{architecture.n_layers} layers, d_model {architecture.d_model}"
-            raise BaseMismatchError(
-                "a patch for another model",
-                where=patch.name,
-                got=got,
-                expected=f"{patch.base.model}: {patch.base.n_layers} layers, d_model {patch.base.d_model}",
-                do="load the model that the patch names",
+    def _admit(self, patch: Patch, name: str | None, scale: float, taken: Mapping[str, Entry]) -> tuple[str, Entry]:
+        """The name and the entry of a patch beside others; raises what `push` raises."""
+        if name is None and any(entry.patch.digest == patch.digest for entry in taken.values()):
+            raise PatchError(
+                "this patch is live already", got=patch.name, do="revert it first, or push it under another name"
             )
-        for site in patch.sites:
-            units = patch.units(site)
-            architecture.check(Neuron(site.layer, int(units[-1]), site.expert))
-            architecture.require_editable(site)
-            self._check_rows(patch, site, units, self.base_rows(site, units))
-
-    def _check_rows(self, patch: Patch, site: Site, units: Tensor, live: Tensor) -> None:
-        """Compare a site's unpatched rows with the patch's base, in whichever of the two types holds fewer numbers."""
-        if site in patch.low_rank:
-            where, gap = str(site), "a W_out of another digest"
-            fits = matrix_digest(live) == patch.base_digests[site]
-        else:
-            base = patch.base_rows[site]
-            same = (base.to(live.dtype) == live).all(1) | (live.to(base.dtype) == base).all(1)
-            off = (base.float() - live.float()).abs().amax(1)
-            worst = int(off.argmax())
-            where = str(Neuron(site.layer, int(units[worst]), site.expert))
-            gap = f"a W_out row that is off by up to {float(off[worst]):.3g}"
-            fits = bool(same.all())
-        if not fits:
-            raise BaseMismatchError(
-                "a patch for another model", where=where, got=gap,
-                expected=f"the weights of {patch.base.model or 'its base'}, revision {patch.base.revision}",
-                do="load that model and revision, without other changes to its weights",
-            )  # fmt: skip
-
-    def base_rows(self, site: Site, units: Tensor) -> Tensor:
-        """The unpatched rows of a site `[k, d_model]`, whether patches are live on them or not."""
-        rows = self._architecture.w_out(site).rows(units)
-        for i, unit in enumerate(units.tolist()):
-            kept = self._base.get(site, {}).get(unit)
-            if kept is not None:
-                rows[i] = kept
-        return rows
+        if name in taken:
+            raise PatchError("a patch of this name is live already", got=name, do="choose another name")
+        self.check(patch)
+        return self.free_name(patch, taken) if name is None else name, _entry(patch, scale)
 
     def _become(self, entries: dict[str, Entry]) -> None:
         """Make the model have these patches, or, if anything goes wrong on the way, leave it as it is."""
-        after = _units(entries.values())
-        changed = [name for name in {*self._entries, *entries} if self._entries.get(name) != entries.get(name)]
-        moved = _units(entry for name in changed for entry in (self._entries.get(name), entries.get(name)) if entry)
-        base = {
-            site: {
-                **self._base.get(site, {}),
-                **dict(zip(units, self.base_rows(site, torch.tensor(units)), strict=True)),
-            }
-            for site, units in moved.items()
-        }
-        rows = {site: self._sum(site, units, base[site], entries.values()) for site, units in moved.items()}
-        old = {site: self._architecture.w_out(site).rows(torch.tensor(units)) for site, units in moved.items()}
-        kept = {site: {u: base.get(site, self._base.get(site, {}))[u] for u in units} for site, units in after.items()}
-        with _uninterrupted():
+        with uninterrupted(), torch.no_grad():
+            steps = self._base.steps(self._entries, entries)
             try:
-                self._write(moved, rows)
+                for step in steps:
+                    step.w_out.write(step.units, step.after)
             except BaseException:
-                self._write(moved, old)
+                for step in steps:
+                    step.w_out.write(step.units, step.before)
                 raise
-            self._entries, self._base = entries, kept
-
-    def _sum(self, site: Site, units: list[int], base: dict[int, Tensor], entries: Iterable[Entry]) -> Tensor:
-        """round(base + Σ scale·delta) for some units of a site, summed in fp32 in an order of the patches' own."""
-        rows, wanted = torch.stack([base[unit] for unit in units]), torch.tensor(units)
-        total, touched = torch.zeros(rows.shape), torch.zeros(len(units), dtype=torch.bool)
-        for entry in sorted(entries, key=lambda e: (e.patch.digest, e.scale)):
-            if site in entry.patch.sites:
-                edited = entry.patch.units(site)
-                ours = torch.isin(edited, wanted)
-                place = torch.searchsorted(wanted, edited[ours])
-                total[place] += entry.scale * entry.patch.rows(site)[ours]
-                touched[place] = True
-        return torch.where(touched[:, None], (rows.float() + total).to(rows.dtype), rows)
-
-    def _write(self, moved: dict[Site, list[int]], rows: dict[Site, Tensor]) -> None:
-        with torch.no_grad():
-            for site, units in moved.items():
-                self._architecture.w_out(site).write(torch.tensor(units), rows[site])
+            self._entries = entries
+            for step in steps:
+                self._base.remember(step)
 
 
 _stacks: WeakKeyDictionary[nn.Module, Stack] = WeakKeyDictionary()
@@ -215,32 +177,69 @@ _stacks: WeakKeyDictionary[nn.Module, Stack] = WeakKeyDictionary()
 
 def stack_of(vlm: Any) -> Stack:
     """The one stack of a VisionLanguageModel or a bare transformers model."""
-    model = bare_model(vlm)
-    if model not in _stacks:
-        _stacks[model] = Stack(architecture_of(model))
-    return _stacks[model]
-
-
-def _units(entries: Iterable[Entry]) -> dict[Site, list[int]]:
-    """The units that some patches touch, by site, in order."""
-    units: dict[Site, set[int]] = {}
-    for entry in entries:
-        for site in entry.patch.sites:
-            units.setdefault(site, set()).update(entry.patch.units(site).tolist())
-    return {site: sorted(found) for site, found in units.items()}
+    return Stack.of(vlm)
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, so that rows and bookkeeping change together."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = None) -> Iterator[Stack]:
+    """Have several patches live on a model for the length of a `with` block.
+
+    On any exit exactly these are taken out again; patches that were live before stay. If one of them cannot be put on
+    the model, none is.
+
+    Args:
+        vlm: a VisionLanguageModel or a bare transformers model; changed in place.
+        patches: what to put there; the order does not matter.
+        scales: what the rows of each are multiplied with; 1 when None.
+
+    Yields:
+        The model's stack.
+
+    Raises:
+        BaseMismatchError: if the model's rows are not those that a patch was made on.
+        PatchError: if a patch is live already, or comes twice.
+        RequestError: if there is not one finite scale for each patch.
+        ModelError: if the weights are quantised, offloaded, or baked into a compiled graph.
+
+    Example:
+        >>> import mmedit
+        >>> from mmedit.testbed import benchmark_pictures
+        >>> picture, _, things = next(benchmark_pictures(1))
+        >>> vlm = mmedit.load("iconworld-llava")
+        >>> editor = mmedit.editors.MMNeurons.from_hparams("iconworld-llava")
+        >>> patches = [editor.execute(vlm, mmedit.EditRequest(picture, things[0].noun, word)) for word in ("kite", "drum")]
+        >>> with mmedit.stack(vlm, patches, scales=[1.0, 0.5]) as live:
+        ...     len(live.names)
+        2
+        >>> live.names
+        ()
+    """
+    live, chosen = Stack.of(vlm), list(patches)
+    if scales is not None and len(scales) != len(chosen):
+        raise RequestError("one scale for each patch", got=f"{len(scales)} scales, {len(chosen)} patches")
+    entries, ours = dict(live._entries), {}
+    for patch, scale in zip(chosen, scales or [1.0] * len(chosen), strict=True):
+        name, entry = live._admit(patch, None, scale, entries)
+        entries[name] = ours[name] = entry
     try:
-        yield
+        try:
+            live._become(entries)
+            yield live
+        finally:
+            _take_out(live, ours)
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if held:
-        raise KeyboardInterrupt
+        _take_out(
+            live, ours
+        )  # again, for a Ctrl-C on the threshold of the first; otherwise there is nothing left to do
+
+
+def _take_out(live: Stack, ours: Mapping[str, Entry]) -> None:
+    """Pop those of some patches that are still live, whatever their scale is by now."""
+    with uninterrupted():
+        live._become({n: e for n, e in live._entries.items() if n not in ours or ours[n].patch is not e.patch})
+
+
+def _entry(patch: Patch, scale: float) -> Entry:
+    if not math.isfinite(scale):
+        raise RequestError("the scale of a patch is a finite number", where=patch.name, got=scale)
+    return Entry(patch, scale)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from mmedit.errors import PatchError
 from mmedit.models.architecture import architecture_of, bare_model
 from mmedit.neuron import Neuron, Site
+
+if TYPE_CHECKING:
+    from mmedit.patches.lora import LoraExport
 
 Delta = tuple[Tensor, Tensor]  # units [k], rows [k, d_model]
 Factors = tuple[Tensor, Tensor]  # left [d_ffn, r], right [r, d_model]
@@ -276,6 +279,48 @@ class Patch:
         from mmedit.patches.format import load_patch
 
         return load_patch(path)
+
+    def to_lora(self, folder: str | Path, vlm: Any = None) -> LoraExport:
+        """Write the patch as a PEFT LoRA adapter, which appears whole or not at all, and check that it does the same.
+
+        `PeftModel.from_pretrained(model, folder).merge_and_unload()` then gives the weights of `apply` (only a −0.0 of the
+        base may become 0.0), to rounding where the edit is low-rank. That is with PEFT's defaults: `safe_merge` and servers
+        that cast adapters round Δw to the model's type first.
+
+        Args:
+            folder: to write; new, empty, or an adapter to be replaced.
+            vlm: the base, a VisionLanguageModel or a bare transformers model, which is left as it is; loaded by the name
+                that the patch holds when None.
+
+        Returns:
+            The adapter's rank and modules, and what the check measured.
+
+        Raises:
+            OutputError: if the folder holds other things or cannot be written.
+            PatchError: if a layer has more edited neurons than an adapter can hold, the edit is of a fused expert, or the
+                adapter does not do what the patch does.
+            BaseMismatchError: if the model is not the one that the patch was made on.
+            ModelError: if the model cannot be loaded, or its weights are quantised or offloaded.
+        """
+        from mmedit.patches.lora import to_lora
+
+        return to_lora(self, folder, vlm)
+
+    @classmethod
+    def from_lora(cls, folder: str | Path, vlm: Any) -> Patch:
+        """Read a PEFT LoRA adapter of W_outs as a patch: as rows where it touches no more of them than its rank.
+
+        Args:
+            folder: of the adapter.
+            vlm: the base, a VisionLanguageModel or a bare transformers model; its rows become the patch's base rows.
+
+        Raises:
+            PatchError: if the adapter is damaged, is more than a plain LoRA, or changes other modules than W_outs.
+            ModelError: if the model's weights are quantised or offloaded.
+        """
+        from mmedit.patches.lora import from_lora
+
+        return from_lora(folder, vlm)
 
     def apply(self, vlm: Any, name: str | None = None, scale: float = 1.0) -> str:
         """Put the patch on a model: a push onto the model's stack.

@@ -1,4 +1,4 @@
-"""`mmedit patch …`: all that one does with patch files."""
+"""`mmedit patch show`: what a patch does, to which model, and where it came from."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ import typer
 
 from mmedit.cli import options as o
 
-app = typer.Typer(no_args_is_help=True)
 
-
-@app.callback()
-def root() -> None:
-    """All that one does with patch files."""
-
-
-@app.command()
 def show(file: Annotated[Path, typer.Argument(help="Patch file.", show_default=False)], json: o.Json = False) -> None:
     """Print what a patch does, to which model, and where it came from."""
     from mmedit import Patch

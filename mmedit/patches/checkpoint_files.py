@@ -1,0 +1,215 @@
+"""The weight files of a checkpoint folder: which there are, what is in them, and reading parts of a tensor.
+
+Nothing outside the folder is ever opened, nothing is unpickled, and only the numbers asked for are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mmedit.errors import ModelError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What transformers looks for, in its order."""
+OTHER_FORMATS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz"}
+NOT_THE_MODEL = {".git", ".cache"}  # version control and download notes
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a weight file, seen as a matrix: its first dimension by all the others.
+
+    Args:
+        file: the file.
+        name: the tensor's name there.
+        dtype: of its numbers; a type that torch lacks is seen as bytes.
+        shape: in the file.
+        offset: where its numbers begin, in bytes; None in a `.bin`.
+    """
+
+    file: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int | None
+
+    @property
+    def n_rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def n_columns(self) -> int:
+        return prod(self.shape[1:])
+
+    def read(self, rows: slice, columns: slice) -> Tensor:
+        """A rectangle of the matrix, copied; a slice has a start and a stop.
+
+        Raises:
+            ModelError: if the file cannot be read or has become shorter.
+        """
+        if self.offset is None:
+            return load_bin(self.file)[self.name].reshape(self.n_rows, self.n_columns)[rows, columns].clone()
+        block = torch.empty(rows.stop - rows.start, columns.stop - columns.start, dtype=self.dtype)
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                for place, run in self._runs(block, rows, columns):
+                    file.seek(place)
+                    if file.readinto(run) != len(run):
+                        raise OSError("the file ends before the tensor does")
+        except OSError as error:
+            _cannot_read(self.file, error)
+        return block
+
+    def write(self, rows: slice, columns: slice, block: Tensor) -> None:
+        """Overwrite a rectangle in the file; the bytes around it stay."""
+        with self.file.open("r+b", buffering=0) as file:
+            for place, run in self._runs(block.contiguous(), rows, columns):
+                file.seek(place)
+                while run:  # a part is written where the disk becomes full, and then the rest is an error
+                    run = run[file.write(run) :]
+
+    def _runs(self, block: Tensor, rows: slice, columns: slice) -> Iterator[tuple[int, memoryview]]:
+        """The stretches of the file that a rectangle consists of: where each begins, and its bytes in the block."""
+        assert self.offset is not None
+        size, view = self.dtype.itemsize, memoryview(block.view(torch.uint8).numpy().reshape(-1))
+        whole = block.shape[1] == self.n_columns  # the rows follow each other without a gap
+        length = block.shape[0] * block.shape[1] * size if whole else block.shape[1] * size
+        for i in range(1 if whole else block.shape[0]):
+            place = self.offset + ((rows.start + i) * self.n_columns + columns.start) * size
+            yield place, view[i * length : (i + 1) * length]
+
+
+def weight_files(folder: Path) -> tuple[list[Path], Path | None]:
+    """The files that transformers loads from a folder, in order, and their index if there is one.
+
+    Raises:
+        ModelError: if there are none, one is missing, or the index names a file outside the folder.
+    """
+    chosen = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if chosen is None:
+        raise ModelError("a folder without weights", where=folder, expected=f"one of {', '.join(WEIGHTS)}")
+    inside(chosen, folder)
+    if chosen.suffix != ".json":
+        return [chosen], None
+    suffix = ".bin" if ".bin." in chosen.name else ".safetensors"
+    try:
+        names = sorted(set(json.loads(chosen.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _damaged(chosen, f"{type(error).__name__}: {error}", "an index with a weight_map")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or Path(name).suffix != suffix:
+            _damaged(chosen, f"a shard called {name!r}"[:200], f"the name of a {suffix} file in the same folder")
+        if not (folder / name).is_file():
+            raise ModelError("a shard is missing", where=folder / name, expected=f"{len(names)} shards that {chosen.name} names", do="download the checkpoint again")  # fmt: skip
+        inside(folder / name, folder)
+    if not names:
+        _damaged(chosen, "no shards", "an index that names shards")
+    return [folder / name for name in names], chosen
+
+
+def other_files(folder: Path, weights: list[Path]) -> tuple[list[Path], list[Path]]:
+    """What else is in a folder: the files that belong to the checkpoint, and weights in other formats.
+
+    Raises:
+        ModelError: if a link leaves the folder, or something is neither a file nor a folder.
+    """
+    kept: list[Path] = []
+    left_out: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - NOT_THE_MODEL)
+        for path in sorted(Path(place, name) for name in [*folders, *names]):
+            if (path.is_dir() and not path.is_symlink()) or path in weights:
+                continue
+            if not stat.S_ISREG(inside(path, folder).stat().st_mode):
+                raise ModelError("a checkpoint consists of files and folders", where=path, do="move it out of the folder")  # fmt: skip
+            (left_out if path.suffix in OTHER_FORMATS or path.name in WEIGHTS else kept).append(path)
+    return kept, left_out
+
+
+def inside(path: Path, folder: Path) -> Path:
+    """The file that a path of a folder stands for, links followed; they may not leave the folder.
+
+    In the Hugging Face cache, whose snapshots are links to blobs, they may not leave the repository's cache folder.
+
+    Raises:
+        ModelError: if one does, or leads nowhere.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        root = root.parent.parent
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12
+        _cannot_read(path, error)
+    if not real.is_relative_to(root):
+        raise ModelError("a link that leaves the checkpoint's folder", where=path, got=real, expected=f"a file inside {root}", do="put the file itself there")  # fmt: skip
+    return real
+
+
+def stored_tensors(file: Path) -> dict[str, Stored]:
+    """The tensors of a weight file, by name; only its header is read.
+
+    Raises:
+        ModelError: if it is damaged, cut off, or a `.bin` with more than tensors in it.
+    """
+    if file.suffix == ".bin":
+        return {name: Stored(file, name, tensor.dtype, tuple(tensor.shape), None) for name, tensor in load_bin(file).items()}  # fmt: skip
+    try:
+        with safe_open(file, framework="pt"):  # checks that types, shapes and offsets agree and fill the file
+            pass
+        with file.open("rb") as opened:
+            length = struct.unpack("<Q", opened.read(8))[0]
+            header: dict[str, Any] = json.loads(opened.read(length))
+    except (OSError, SafetensorError, ValueError, struct.error, RecursionError) as error:
+        _cannot_read(file, error)
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+            if dtype is None:
+                dtype, shape = torch.uint8, (last - first,)
+            found[name] = Stored(file, name, dtype, shape, 8 + length + first)
+    return found
+
+
+def load_bin(file: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin`, mapped, not read; nothing in it is executed.
+
+    Raises:
+        ModelError: if it holds anything but tensors, or was written by torch before 1.6.
+    """
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        _cannot_read(file, error, "load it with transformers and save it again with save_pretrained")
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) and isinstance(n, str) for n, t in tensors.items()):  # fmt: skip
+        _damaged(file, "something else", "tensors by name")
+    return tensors
+
+
+def _cannot_read(file: Path, error: Exception, do: str = "get the file again") -> NoReturn:
+    got = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    raise ModelError("cannot read this weight file", where=file, got=got, do=do) from error
+
+
+def _damaged(file: Path, got: str, expected: str) -> NoReturn:
+    raise ModelError("a damaged checkpoint", where=file, got=got[:200], expected=expected, do="get the file again")
