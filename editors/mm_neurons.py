@@ -204,6 +204,7 @@ class MMNeurons(Editor):
             "source": request.source, "target": request.target, "source_token_id": ranking.token_id, "target_token_id": target_id,
             "prompt": asdict(as_prompt(request.prompt)), "images": [image_digest(image) for image in request.images],
             "neurons": [str(neuron) for neuron in ranking.neurons], "scores": [record.score for record in ranking],
+            "activations": list(ranking.activations),
         }  # fmt: skip
         return make_patch(vlm, ranking, delta.float(), self, [edit])
 

@@ -218,8 +218,10 @@ def _ranking(
     words = top_tokens(vlm, [neuron for neuron, _ in best], n_tokens)
     records = tuple(RankedNeuron(neuron, value, tokens) for (neuron, value), tokens in zip(best, words, strict=True))
     o = tuple(sum(float(s.activations[n.site][n.unit]) for s in seen) / len(seen) for n, _ in best)
+    direct = {vlm.architecture.direct.get(site) for site in seen[0].activations}
+    scorer = "contribution" + (", approximate" if False in direct else ", unchecked" if None in direct else "")
     captions = tuple({s.picture: s.generation.text.strip() for s in seen}.values())
-    return NeuronRanking(records, seen[0].occurrence.word, seen[0].occurrence.token_id, o, "contribution", captions)
+    return NeuronRanking(records, seen[0].occurrence.word, seen[0].occurrence.token_id, o, scorer, captions)
 
 
 def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int = 10) -> list[tuple[str, ...]]:

@@ -120,7 +120,8 @@ class NeuronRanking(Sequence[RankedNeuron]):
         source: the concept that they were ranked for.
         token_id: the first token of the source, as the model wrote it.
         activations: the activation `o` of each neuron where it was scored (mean over pictures), same order.
-        scorer: how the score was computed.
+        scorer: how the score was computed; `approximate` where a norm or scale stands between a W_out and the residual
+            stream, `unchecked` where that could not be tried.
         captions: the caption of each picture.
 
     Raises:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mmedit.errors import ModelError, RequestError
 from mmedit.models.architecture import Architecture, WOut, architecture_of, bare_model
+from mmedit.models.probe import residual_is_direct
 from mmedit.neuron import Neuron, Site
 from mmedit.trace import Trace
 
@@ -48,6 +49,10 @@ OPT = {
     "word_embed_proj_dim": 32,
     "max_position_embeddings": 64,
 }
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def llava(kind: str, text: Any) -> Any:
@@ -151,3 +156,27 @@ def test_wrong_sites_and_models_are_refused(model: Any) -> None:
         Architecture(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="not a model"):
         architecture_of("llava")
+
+
+def test_the_probe_tells_direct_models_from_those_with_a_norm_in_between(model: Any) -> None:
+    assert set(residual_is_direct(model, Architecture(model)).values()) == {True}
+    before = hooks(model)
+    layers: Any = Architecture(model).layers
+    with_norm = [getattr(layer, "mlp", layer) for layer in layers.children()]
+    handle = with_norm[1].register_forward_hook(
+        lambda m, a, out: out * 0.5 if isinstance(out, torch.Tensor) else (out[0] * 0.5, *out[1:])
+    )
+    assert residual_is_direct(model, Architecture(model)) == {Site(0): True, Site(1): False, Site(2): True}
+    handle.remove()
+    assert hooks(model) == before
+
+
+def test_a_real_family_with_a_norm_in_between_is_found_out() -> None:
+    """Gemma 3 normalises what its feed-forward writes."""
+    text = {**LLAMA, "head_dim": 8, "sliding_window": 8}
+    vision = t.SiglipVisionConfig(**CLIP)
+    config = t.Gemma3Config(
+        text_config=t.Gemma3TextConfig(**text), vision_config=vision, image_token_index=79, mm_tokens_per_image=4
+    )
+    gemma = t.Gemma3ForConditionalGeneration(config).eval()
+    assert set(residual_is_direct(gemma, Architecture(gemma)).values()) == {False}

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, features
 
 from mmedit.errors import ImageError
 from mmedit.models.images import image_digest, load_image
+
+law = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
 GREY = PIXELS[..., 0]
@@ -163,6 +165,11 @@ def test_an_array_of_every_scale_and_shape_shows_the_same(scale: str, shape: str
     assert (rgb(SCALES[scale](levels)) == shown).all()
 
 
+def test_a_float_between_two_levels_becomes_the_nearer() -> None:
+    levels = np.linspace(0, 1, 999).reshape(27, 37)
+    assert abs(rgb(levels) - levels[..., None] * 255).max() < 0.501
+
+
 def test_the_result_is_the_caller_s_own_to_change() -> None:
     for source in (RGB, PIXELS):
         before = np.array(source)
@@ -177,6 +184,7 @@ def test_the_digest_is_the_same_however_the_picture_is_given(tmp_path: Path) -> 
     assert len({image_digest(source) for source in sources}) == 1
 
 
+@law
 @given(arrays(np.uint8, shape := array_shapes(min_dims=2, max_dims=2, max_side=3)), arrays(np.uint8, shape))
 def test_digests_tell_pictures_apart_and_no_more(a: np.ndarray, b: np.ndarray) -> None:
     assert (image_digest(a) == image_digest(b)) == np.array_equal(a, b)
@@ -215,7 +223,7 @@ def test_a_file_that_is_no_whole_picture_is_refused_by_name(tmp_path: Path, name
 )
 def test_a_path_that_leads_to_no_file_is_refused_by_name(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match=told) as caught:
+    with pytest.raises(ImageError, match=rf"^(no such|cannot read this) picture\n(.|\n)*{told}") as caught:
         load_image(tmp_path / name)
     assert caught.value.where == tmp_path / name and caught.value.do
 
@@ -255,7 +263,7 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: py
 
 def test_a_picture_out_of_range_is_refused_by_its_file_s_name(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 2, np.float32)).save(path := tmp_path / "bright.tiff")
-    with pytest.raises(ImageError, match=r"float32 from 2\.0 to 2\.0") as caught:
+    with pytest.raises(ImageError, match=r"^not a picture's values(.|\n)*float32 from 2\.0 to 2\.0") as caught:
         load_image(path)
     assert caught.value.where == path
 
@@ -274,10 +282,11 @@ def test_an_array_of_another_shape_is_refused(array: np.ndarray) -> None:
 @pytest.mark.parametrize("size", [(0, 3), (3, 0)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I", "F"])
 def test_an_empty_pil_picture_is_refused(mode: str, size: tuple[int, int]) -> None:
-    with pytest.raises(ImageError, match=f"empty(.|\n)*{size[0]}x{size[1]} pixels"):
+    with pytest.raises(ImageError, match=f"^this picture is empty(.|\n)*{size[0]}x{size[1]} pixels"):
         load_image(Image.new(mode, size))
 
 
+@law
 @given(st.sampled_from([1.001, -0.001, 255, np.nan, np.inf, -np.inf]), st.integers(0, 3))
 def test_a_float_out_of_range_is_refused(value: float, place: int) -> None:
     for dtype in (np.float32, np.float64):

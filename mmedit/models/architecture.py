@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mmedit.errors import ModelError, RequestError
+from mmedit.models.editable import ADAPTER, obstacle
 from mmedit.neuron import Neuron, Site
 
 W_OUT_NAMES = ("down_proj", "fc2", "wo", "w2", "dense_4h_to_h", "output.dense", "c_proj")
@@ -69,11 +70,13 @@ class WOut:
 
     @property
     def d_ffn(self) -> int:
-        return int(self.matrix.shape[0])
+        return int(
+            getattr(self.module, "in_features", None) or self.matrix.shape[0]
+        )  # packed weights have other shapes
 
     @property
     def d_model(self) -> int:
-        return int(self.matrix.shape[1])
+        return int(getattr(self.module, "out_features", None) or self.matrix.shape[1])
 
 
 class Architecture:
@@ -102,6 +105,7 @@ class Architecture:
             model.get_submodule(family.unembedding) if family.unembedding else _find_unembedding(model)
         )
         self.final_norm = _find_final_norm(model, self.layers)
+        self.seen_as: WeakSet[nn.Module] = WeakSet([model])  # the model, and wrappers of torch.compile around it
         parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.w_outs = {w_out.site: w_out for w_out in _find_w_outs(self.layers, parameter_names)}
         if not self.w_outs:
@@ -110,9 +114,14 @@ class Architecture:
                 where=f"{type(model).__name__} ({self.model_type})",
                 expected=f"a Linear named {', '.join(W_OUT_NAMES)} in each decoder layer",
             )
+        names = {module: name for name, module in model.named_modules()}
+        self._paths = {site: names[w_out.module] for site, w_out in self.w_outs.items()}
         self.n_layers = len(self.layers)  # type: ignore[arg-type]
         first = next(iter(self.w_outs.values()))
         self.d_model, self.d_ffn = first.d_model, first.d_ffn
+        self.direct: dict[
+            Site, bool | None
+        ] = {}  # what models/probe.py found: whether W_out adds to the residual as it is
         self.image_token_id: int | None = getattr(config, "image_token_id", None)
         if self.image_token_id is None:
             self.image_token_id = getattr(config, "image_token_index", None)
@@ -170,15 +179,14 @@ class Architecture:
         """The W_out of a site, if its rows can be changed in place.
 
         Raises:
-            ModelError: if the weight is quantised or offloaded.
+            ModelError: if the weight is quantised, offloaded, or baked into a compiled graph.
         """
         w_out = self.w_out(site)
-        weight = w_out.weight
-        if weight.is_meta or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
-            state = "offloaded" if weight.is_meta else f"quantised ({weight.dtype})"
+        found = obstacle(w_out.module, self._paths[site], self.seen_as)
+        if found:
             raise ModelError(
-                f"the W_out of {site} is {state} and cannot be edited in place", where=w_out.name, expected="float32, bfloat16 or float16 on a device",
-                do="edit the unquantised model and use the edit as a PEFT adapter (patch.to_lora), or load with another device_map or dtype",
+                f"the W_out of {site} is {found[0]} and cannot be edited in place", where=w_out.name,
+                expected="float32, bfloat16 or float16 on a device", do=found[1],
             )  # fmt: skip
         return w_out
 
@@ -195,17 +203,18 @@ def architecture_of(model: Any) -> Architecture:
     inner = bare_model(model)
     if inner not in _known:
         _known[inner] = Architecture(inner)
+    _known[inner].seen_as.add(model if isinstance(model, nn.Module) else model.model)
     return _known[inner]
 
 
 def bare_model(model: Any) -> nn.Module:
-    """The transformers model inside a VisionLanguageModel, or the model itself."""
+    """The transformers model inside a VisionLanguageModel or a wrapper of torch.compile, or the model itself."""
     inner = model.model if hasattr(model, "processor") and hasattr(model, "inputs") else model
     if not isinstance(inner, nn.Module):
         raise ModelError(
             "not a model", got=type(model).__name__, expected="a VisionLanguageModel or a transformers model"
         )
-    return inner
+    return getattr(inner, "_orig_mod", inner)
 
 
 def _w_out_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -234,6 +243,13 @@ def _find_layers(model: nn.Module) -> nn.ModuleList:
     for _, module in lists:
         if any(True for layer in module for _ in _w_out_modules(layer)):
             return module
+    for name, module in decoder.named_modules():
+        readable = isinstance(getattr(module, "weight", None), Tensor)  # GPTQ, AWQ and torch.ao pack it elsewhere
+        if not readable and name.endswith(W_OUT_NAMES) and not NOT_FEED_FORWARD.search(name):
+            raise ModelError(
+                "the W_outs are quantised and cannot be read or edited", where=name, got=type(module).__name__,
+                expected="a Linear with a weight", do=ADAPTER,
+            )  # fmt: skip
     raise ModelError(
         "no decoder layers found", where=type(model).__name__, do="open an issue that names the model type"
     )

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from mmedit.errors import ModelError, RequestError
 from mmedit.models.architecture import Architecture, architecture_of
 from mmedit.models.images import load_image
+from mmedit.models.probe import residual_is_direct
 from mmedit.models.prompts import render_prompt
 from mmedit.requests import Prompt, as_list, as_prompt
 
@@ -48,6 +49,8 @@ class VisionLanguageModel:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.architecture: Architecture = architecture_of(model)
+        if not self.architecture.direct:
+            self.architecture.direct = residual_is_direct(model, self.architecture)
 
     def __repr__(self) -> str:
         a = self.architecture

@@ -42,6 +42,15 @@ class Baked:
     left_out: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Change:
+    """The units of one W_out that patches edit."""
+
+    site: Site
+    w_out: StoredWOut
+    units: Tensor
+
+
 def bake(
     model: str | Path, patches: Sequence[Patch], output: str | Path, *, scales: Sequence[float] | None = None,
     link: Link = "copy", revision: str | None = None,
@@ -88,62 +97,67 @@ def bake(
     check_free(output)
     checkpoint = open_checkpoint(model, revision)
     _check_outside(Path(output), checkpoint.folder)
+    changes = _changes(checkpoint, entries)
+    with new_folder(output) as part:
+        _copy_others(part, checkpoint, link)
+        for shard in tqdm(checkpoint.shards, desc="weight files", disable=None, leave=False):
+            ours = [change for change in changes if change.w_out.stored.file == shard]
+            file = _copy_shard(part, shard, "copy" if ours and link == "hard" else link)
+            for change in ours:  # while the copy's pages are still in memory
+                _edit(file, change, entries)
+    rows = {change.w_out.stored.name: len(change.units) for change in changes}
+    return Baked(Path(output), rows, tuple(str(path.relative_to(checkpoint.folder)) for path in checkpoint.left_out))
+
+
+def _changes(checkpoint: Checkpoint, entries: Sequence[Entry]) -> list[Change]:
+    """What the patches change, after a look at whether the checkpoint is the one that they were made on."""
     for entry in entries:
         check_model(entry.patch, checkpoint.architecture)
         for site in entry.patch.sites:
             w_out, parts = checkpoint.w_out(site), spans(entry.patch.units(site))
             check_rows(entry.patch, site, (w_out.read(span)[places] for span, places in parts))
-    units = {site: torch.tensor(numbers) for site, numbers in units_of(entries).items()}
-    rows = _rows(checkpoint, units)
-    with new_folder(output) as part:
-        _fill(part, checkpoint, {checkpoint.w_out(site).stored.file for site in units}, link)
-        for site, numbers in units.items():
-            _edit(part, checkpoint.w_out(site), site, numbers, entries)
-    return Baked(Path(output), rows, tuple(str(path.relative_to(checkpoint.folder)) for path in checkpoint.left_out))
+    changes = [Change(s, checkpoint.w_out(s), torch.tensor(units)) for s, units in units_of(entries).items()]
+    names = [change.w_out.stored.name for change in changes]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:  # tied layers; `apply` adds up what is meant for each
+        raise ModelError("edited layers that share one W_out", where=", ".join(sorted(twice)), do="load the model, apply the patches and save it with save_pretrained")  # fmt: skip
+    return changes
 
 
-def _rows(checkpoint: Checkpoint, units: dict[Site, Tensor]) -> dict[str, int]:
-    """How many rows of each tensor change; a tensor that tied layers share cannot be told whose rows it takes."""
-    rows: dict[str, int] = {}
-    for site, numbers in units.items():
-        name = checkpoint.w_out(site).stored.name
-        if name in rows:
-            raise ModelError("two edited layers share one W_out", where=f"{site}, {name}", do="load the model, apply the patch and save it with save_pretrained")  # fmt: skip
-        rows[name] = len(numbers)
-    return rows
-
-
-def _fill(part: Path, checkpoint: Checkpoint, changing: set[Path], link: Link) -> None:
-    """Put every file of the checkpoint into the new folder, unedited."""
-    copy: Link = "copy" if link == "hard" else link  # a file that changes, or is small, is never a second name
+def _copy_others(part: Path, checkpoint: Checkpoint, link: Link) -> None:
+    """Put all but the weights into the new folder; these files are small, so none becomes a second name."""
+    copy: Link = "copy" if link == "hard" else link
     for source in checkpoint.others:
         target = part / source.relative_to(checkpoint.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         place(source, target, copy)
-    for source in tqdm(checkpoint.shards, desc="weight files", disable=None, leave=False):
-        if source.suffix == ".bin":
-            rewrite_bin(source, part / safetensors_name(source.name))
-        else:
-            place(source, part / source.name, copy if source in changing else link)
     if checkpoint.index and checkpoint.index.name.startswith("pytorch_"):
         rewrite_index(checkpoint.index, part / safetensors_name(checkpoint.index.name))
     elif checkpoint.index:
         place(checkpoint.index, part / checkpoint.index.name, copy)
 
 
-def _edit(part: Path, source: StoredWOut, site: Site, units: Tensor, entries: Sequence[Entry]) -> None:
+def _copy_shard(part: Path, shard: Path, link: Link) -> Path:
+    """Put a weight file into the new folder, unedited, as safetensors."""
+    if shard.suffix != ".bin":
+        place(shard, part / shard.name, link)
+        return part / shard.name
+    rewrite_bin(shard, part / safetensors_name(shard.name))
+    return part / safetensors_name(shard.name)
+
+
+def _edit(file: Path, change: Change, entries: Sequence[Entry]) -> None:
     """Write the edited rows of a site into the copy of its file, and read them back."""
-    name = source.stored.file.name
-    file = part / (safetensors_name(name) if source.stored.file.suffix == ".bin" else name)
+    source = change.w_out
     target = StoredWOut(stored_tensors(file)[source.stored.name], source.by_unit)
-    for span, places in spans(units):
+    for span, places in spans(change.units):
         rows = source.read(span)
-        rows[places] = edited_rows(site, places + span.start, rows[places], entries)
+        rows[places] = edited_rows(change.site, places + span.start, rows[places], entries)
         if not bool(torch.isfinite(rows[places]).all()):
-            raise PatchError("the edited rows are too large for the file's type", where=f"{site}, {source.stored.name}", got=source.stored.dtype, do="choose smaller scales, or bake a float32 checkpoint")  # fmt: skip
+            raise PatchError("the edited rows are too large for the file's type", where=f"{change.site}, {source.stored.name}", got=source.stored.dtype, do="choose smaller scales, or bake a float32 checkpoint")  # fmt: skip
         target.write(span, rows)
         if not torch.equal(_bits(target.read(span)), _bits(rows)):
-            raise OutputError("what was written does not read back", where=file, got=f"other rows of {site}", do="check the disk")  # fmt: skip
+            raise OutputError("what was written does not read back", where=file, got=f"other rows of {change.site}", do="check the disk")  # fmt: skip
 
 
 def _bits(rows: Tensor) -> Tensor:

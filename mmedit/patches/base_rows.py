@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from mmedit.models.architecture import Architecture, WOut
 from mmedit.neuron import Expert, Site
 from mmedit.patches.patch import Patch
 from mmedit.patches.rows import Entry, edited_rows
+
+T = TypeVar("T")
 
 
 class Kept(NamedTuple):
@@ -58,7 +60,7 @@ class BaseRows:
 
     def rows(self, site: Site, units: Tensor) -> Tensor:
         """The unpatched rows of a site `[k, d_model]`, whether patches are live on them or not."""
-        rows, kept = self._architecture.w_out(site).rows(units), self._kept.get(self._home[site])
+        rows, kept = self._architecture.w_out(site).rows(units), self._kept.get(self._home[site], {})
         for i, unit in enumerate(units.tolist()) if kept else ():
             if unit in kept:
                 rows[i] = kept[unit].row
@@ -110,5 +112,11 @@ class BaseRows:
 
 def _moved(patch: Patch, site: Site, home: Site) -> Patch:
     """One site of a patch, as if it were another."""
-    parts = {name: getattr(patch, name) for name in ("deltas", "base_rows", "low_rank", "base_digests")}
-    return replace(patch, **{name: {home: part[site]} if site in part else {} for name, part in parts.items()})
+
+    def only(part: Mapping[Site, T]) -> dict[Site, T]:
+        return {home: part[site]} if site in part else {}
+
+    return replace(
+        patch, deltas=only(patch.deltas), base_rows=only(patch.base_rows),
+        low_rank=only(patch.low_rank), base_digests=only(patch.base_digests),
+    )  # fmt: skip

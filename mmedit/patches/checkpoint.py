@@ -158,7 +158,7 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
 
 def spans(units: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Cut sorted units into parts of one block each: the stretch that a part spans, and its units counted from there."""
-    for block in (units // BLOCK).unique().tolist():
+    for block in sorted(set((units // BLOCK).tolist())):
         part = units[units // BLOCK == block]
         first, last = int(part[0]), int(part[-1])
         yield slice(first, last + 1), part - first

@@ -71,8 +71,7 @@ class Stored:
         try:
             with self.file.open("rb", buffering=0) as file:
                 for place, run in self._runs(block, rows, columns):
-                    file.seek(place)
-                    if file.readinto(run) != len(run):
+                    if os.preadv(file.fileno(), [run], place) != len(run):
                         raise OSError("the file ends before the tensor does")
         except OSError as error:
             _cannot_read(self.file, error)
@@ -82,19 +81,20 @@ class Stored:
         """Overwrite a rectangle in the file; the bytes around it stay."""
         with self.file.open("r+b", buffering=0) as file:
             for place, run in self._runs(block.contiguous(), rows, columns):
-                file.seek(place)
                 while run:  # a part is written where the disk becomes full, and then the rest is an error
-                    run = run[file.write(run) :]
+                    done = os.pwrite(file.fileno(), run, place)
+                    place, run = place + done, run[done:]
 
     def _runs(self, block: Tensor, rows: slice, columns: slice) -> Iterator[tuple[int, memoryview]]:
         """The stretches of the file that a rectangle consists of: where each begins, and its bytes in the block."""
         assert self.offset is not None
-        size, view = self.dtype.itemsize, memoryview(block.view(torch.uint8).numpy().reshape(-1))
-        whole = block.shape[1] == self.n_columns  # the rows follow each other without a gap
-        length = block.shape[0] * block.shape[1] * size if whole else block.shape[1] * size
-        for i in range(1 if whole else block.shape[0]):
-            place = self.offset + ((rows.start + i) * self.n_columns + columns.start) * size
-            yield place, view[i * length : (i + 1) * length]
+        size, view = self.dtype.itemsize, block.view(torch.uint8).numpy().reshape(-1).data
+        n, k, stride = block.shape[0], block.shape[1] * size, self.n_columns * size
+        if k == stride:  # whole rows, which follow each other without a gap
+            n, k = 1, n * k
+        start = self.offset + rows.start * stride + columns.start * size
+        for i in range(n):
+            yield start + i * stride, view[i * k : (i + 1) * k]
 
 
 def weight_files(folder: Path) -> tuple[list[Path], Path | None]:

@@ -89,13 +89,14 @@ def _edited_rows(ours: Checkpoint, theirs: Checkpoint) -> tuple[dict[Site, Delta
 
 def _differing(base: StoredWOut, edited: StoredWOut) -> tuple[Tensor, Tensor, Tensor]:
     """The units whose rows differ, their rows in the base, and their rows in the edited checkpoint."""
-    parts = []
+    units, before, after = [], [], []
     for start in range(0, base.d_ffn, BLOCK):
-        units = slice(start, min(start + BLOCK, base.d_ffn))
-        before, after = base.read(units), edited.read(units)
-        places = (before.float() != after.float()).any(1).nonzero().flatten()
-        parts.append((places + start, before[places], after[places]))
-    units, before, after = zip(*parts, strict=True)
+        block = slice(start, min(start + BLOCK, base.d_ffn))
+        ours, theirs = base.read(block), edited.read(block)
+        places = (ours.float() != theirs.float()).any(1).nonzero().flatten()
+        units.append(places + start)
+        before.append(ours[places])
+        after.append(theirs[places])
     return torch.cat(units), torch.cat(before), torch.cat(after)
 
 

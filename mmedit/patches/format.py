@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import struct
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from mmedit.neuron import Expert, Site
 from mmedit.patches.patch import Base, Patch
 
 FORMAT, VERSION = "mmedit-patch", "1"
-MAX_HEADER = 8 * 2**20  # bytes
+MAX_HEADER = 2 * 2**20  # bytes; Python objects made of JSON take up to 50 times its size
 MAX_FILE = 4 * 2**30  # bytes
+MAX_DEPTH = 32  # of JSON, so that whoever walks through it may be recursive
 _KEY = re.compile(r"layers\.(\d{1,5})(?:\.experts\.(\d{1,5})|\.(shared))?\.w_out\.(units|delta|base|left|right)")
 _DTYPES = {"units": {"I64"}, "delta": {"F32"}, "base": {"F32", "BF16", "F16"}, "left": {"F32"}, "right": {"F32"}}
 _ROW_SPARSE, _LOW_RANK = {"units", "delta", "base"}, {"left", "right"}
@@ -54,6 +57,7 @@ def save_patch(patch: Patch, path: str | Path) -> None:
     }
     with replacing(path) as part:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part, texts)
+        check_size(part)
 
 
 def load_patch(path: str | Path) -> Patch:
@@ -97,13 +101,19 @@ def check_size(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-    if length is None or length > min(MAX_HEADER, size - 8) or size > MAX_FILE:
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if header is None or header > size - 8:
         raise PatchError(
             "not a patch, or one that was cut off",
-            got=f"{size} bytes, of which the header claims {length}",
+            got=f"{size} bytes, of which the header claims {header}",
             expected="a safetensors file",
             do="get the file again",
+        )
+    if header > MAX_HEADER or size > MAX_FILE:
+        raise PatchError(
+            "too large for a patch",
+            got=f"{size:,} bytes with a header of {header:,}",
+            expected=f"at most {MAX_FILE:,} with a header of {MAX_HEADER:,}",
         )
 
 
@@ -120,9 +130,9 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
             do="update mmedit",
         )
     try:
-        values = {key: json.loads(texts[key]) for key in ("base", "hparams", "edits")}
-        evaluation = json.loads(texts["evaluation"]) if "evaluation" in texts else None
-        digests = json.loads(texts.get("base_digests", "{}"))
+        values = {key: _json(texts[key]) for key in ("base", "hparams", "edits")}
+        evaluation = _json(texts["evaluation"]) if "evaluation" in texts else None
+        digests = _json(texts.get("base_digests", "{}"))
         base, types = values["base"], {field.name: field.type for field in fields(Base)}
         wrong = [key for key, kind in types.items() if not _fits(base[key], str(kind))]
     except (KeyError, TypeError, ValueError) as error:
@@ -142,10 +152,37 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
         raise PatchError(
             "a patch with damaged metadata", where=path, got="edits, hparams, evaluation or digests of another form"
         )
+    names = {key: texts.get(key, "") for key in ("editor", "created", "library_version")}
+    words = [word for edit in values["edits"] for word in (edit["source"], edit["target"])]
+    if not _are_lines([*names.values(), *words, base["model"], base["revision"] or "", base["model_type"]]):
+        raise PatchError(
+            "a patch whose names hold control characters", where=path, expected="names in one printed line"
+        )
+    names["library_version"] = names["library_version"] or "unknown"
     return {
         "base": Base(**base), "hparams": values["hparams"], "edits": tuple(values["edits"]), "evaluation": evaluation, "base_digests": digests,
-        "editor": texts.get("editor", ""), "created": texts.get("created", ""), "library_version": texts.get("library_version") or "unknown",
+        **names,
     }  # fmt: skip
+
+
+def _json(text: str) -> Any:
+    """A JSON text's value; ValueError where it is nested deeply, or holds half a character, which cannot be printed."""
+    value = json.loads(text)
+    if _is_deep(value, MAX_DEPTH):
+        raise ValueError(f"JSON that is nested more than {MAX_DEPTH} deep")
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _is_deep(value: Any, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (left == 0 or any(_is_deep(item, left - 1) for item in inner))
+
+
+def _are_lines(texts: Iterable[str]) -> bool:
+    """Whether texts can be shown in a terminal without moving its cursor or worse."""
+    return not any(unicodedata.category(character) == "Cc" for text in texts for character in text)
 
 
 def are_edits(value: Any) -> bool:

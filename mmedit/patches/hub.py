@@ -6,6 +6,7 @@ HTML and links mean nothing, and lets none of it into the YAML but a well-formed
 
 from __future__ import annotations
 
+import re
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from huggingface_hub import HfApi, ModelCardData, hf_hub_download
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from mmedit.errors import MmeditError, OutputError, PatchError
 from mmedit.files import write_text
@@ -23,6 +23,7 @@ from mmedit.patches.patch import Patch
 
 FILE, CARD = "patch.safetensors", "README.md"
 LONGEST, MOST, DEEPEST = 200, 50, 8  # in a card: characters of a text, lines of a list, levels of an evaluation
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _USE = {
     "mmedit": """\
 import mmedit
@@ -195,11 +196,8 @@ def figures(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, fl
 
 
 def _front_matter(patch: Patch, library: str) -> str:
-    try:
-        validate_repo_id(patch.base.model)
-        base = patch.base.model
-    except HFValidationError:  # a local folder, say: the Hub would refuse the card
-        base = None
+    """The card's YAML; of a base that is no Hub id, a local folder say, nothing: the Hub would refuse the card."""
+    base = patch.base.model if _ID.fullmatch(patch.base.model) else None
     tags = ["mmedit", "model-editing"] + ["lora"] * (library == "peft")
     return str(ModelCardData(base_model=base, library_name=library, tags=tags).to_yaml())
 

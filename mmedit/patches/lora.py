@@ -9,10 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +20,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
-from mmedit.errors import OutputError, PatchError
-from mmedit.files import replacing, write_text
+from mmedit.errors import PatchError
+from mmedit.files import replacing
 from mmedit.models.architecture import WOut, architecture_of, bare_model
 from mmedit.patches.format import are_edits, check_size
 from mmedit.patches.hub import model_card
-from mmedit.patches.live import stack_of
+from mmedit.patches.live import Stack
 from mmedit.patches.lora_check import check_adapter
+from mmedit.patches.new_folder import new_folder
 from mmedit.patches.patch import Base, Patch, matrix_digest
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -65,7 +62,7 @@ class LoraExport:
 def to_lora(patch: Patch, folder: str | Path, vlm: Any = None) -> LoraExport:
     """Write a patch as a PEFT adapter; see `Patch.to_lora`."""
     rank = _rank(patch)
-    with _whole(Path(folder)) as part:
+    with new_folder(folder) as part:
         if vlm is None:
             from mmedit.models.vlm import load
 
@@ -77,7 +74,7 @@ def to_lora(patch: Patch, folder: str | Path, vlm: Any = None) -> LoraExport:
 
 def from_lora(folder: str | Path, vlm: Any) -> Patch:
     """Read a PEFT adapter as a patch; see `Patch.from_lora`."""
-    folder, architecture, stack = Path(folder), architecture_of(vlm), stack_of(vlm)
+    folder, architecture, stack = Path(folder), architecture_of(vlm), Stack.of(vlm)
     paths = {w_out.name.removesuffix(".weight"): w_out for w_out in architecture.w_outs.values()}
     scaling, (pairs, edits) = _scaling(folder / CONFIG), _pairs(folder / WEIGHTS)
     deltas, low_rank, base_rows, base_digests = {}, {}, {}, {}
@@ -149,36 +146,6 @@ def _pairs(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[dict[str
     return pairs, tuple(edits) if are_edits(edits) else ()
 
 
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside the target; on success it takes the target's place, otherwise it is removed.
-
-    Raises:
-        OutputError: if the target is there and is no adapter, or cannot be written.
-    """
-    folder = folder.resolve()
-    try:
-        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {CONFIG, WEIGHTS, CARD}):
-            raise OutputError(
-                "this holds other things than an adapter", where=folder, do="choose a new or empty folder, or another adapter to replace"
-            )  # fmt: skip
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as temporary:
-            part, old = Path(temporary, "new"), Path(temporary, "old")
-            part.mkdir()
-            yield part
-            try:
-                if folder.exists():
-                    folder.rename(old)
-                part.rename(folder)
-            finally:
-                if not folder.exists() and old.exists():
-                    old.rename(folder)
-    except OSError as error:
-        raise OutputError(
-            "cannot write this folder", where=folder, got=str(error), do="free some space or choose another place"
-        ) from error
-
-
 def _rows(a: Tensor, b: Tensor) -> Tensor:
     """What A `[r, k]` and B `[d_model, r]` add to k neurons, `[k, d_model]`; of a one-hot A the very columns of B."""
     one_hot = bool(((a != 0).sum(0) == 1).all()) and bool((a.amax(0) == 1).all())
@@ -207,7 +174,8 @@ def _targets(patch: Patch, vlm: Any) -> dict[str, WOut]:
                 "an expert of a fused mixture is no module of its own, which a LoRA adapter needs", where=str(site),
                 do="bake the patch into a checkpoint instead",
             )  # fmt: skip
-    w_outs = (architecture_of(vlm).require_editable(site) for site in patch.sites)
+    Stack.of(vlm).check(patch)
+    w_outs = (architecture_of(vlm).w_out(site) for site in patch.sites)
     return {w_out.name.removesuffix(".weight"): w_out for w_out in w_outs}
 
 
@@ -231,7 +199,7 @@ def _write(patch: Patch, rank: int, targets: dict[str, WOut], folder: Path, vlm:
         a, b = _factors(patch, w_out)
         tensors[_key(path, "A")] = pad(a, (0, 0, 0, rank - len(a))).contiguous()
         tensors[_key(path, "B")] = pad(b, (0, rank - len(a))).contiguous()
-    with replacing(folder / WEIGHTS) as file:
+    with replacing(folder / WEIGHTS) as file:  # which sees to the permissions, too
         save_file(tensors, file, {"format": "pt", EDITS: json.dumps([dict(edit) for edit in patch.edits])})
     model = type(bare_model(vlm))
     config = LoraConfig(
@@ -240,8 +208,8 @@ def _write(patch: Patch, rank: int, targets: dict[str, WOut], folder: Path, vlm:
         auto_mapping={"base_model_class": model.__name__, "parent_library": model.__module__},
     ).to_dict()  # fmt: skip
     config["target_modules"] = sorted(targets)
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
-    write_text(folder / CARD, model_card(patch, library="peft"))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(patch, library="peft"), encoding="utf-8")
 
 
 def _key(path: str, factor: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmedit.errors import ModelError, PatchError
 from mmedit.models.architecture import Architecture, WOut, architecture_of, bare_model
-from mmedit.patches.live import stack_of
+from mmedit.patches.live import Stack
 from mmedit.patches.patch import Patch
 
 ROUNDINGS = 32  # in units of the model's type, how far the logits of an adapter that is not merged may lie off
@@ -53,7 +53,7 @@ def check_adapter(patch: Patch, folder: Path, vlm: Any) -> tuple[float, float]:
         adapter.merge_and_unload()
     for site, edited in rows.items():
         w_out = architecture.w_out(site)
-        _compare(w_out, patch, edited, stack_of(vlm).base_rows(site, torch.arange(w_out.d_ffn)))
+        _compare(w_out, patch, edited, Stack.of(vlm).base_rows(site, torch.arange(w_out.d_ffn)))
     moved, off = float((wanted - before).abs().max()), float((wanted - got).abs().max())
     allowed = ROUNDINGS * torch.finfo(w_out.weight.dtype).eps * float(wanted.abs().max())
     if not off <= allowed:
@@ -81,7 +81,7 @@ def _useless(what: str, got: str, expected: str) -> PatchError:
 
 def _twin(vlm: Any, patch: Patch) -> Any:
     """A copy of a model that shares all weights but the edited W_outs, which are unpatched copies."""
-    model, stack = bare_model(vlm), stack_of(vlm)
+    model, stack = bare_model(vlm), Stack.of(vlm)
     edited = {id(architecture_of(model).w_out(site).weight) for site in patch.sites}
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for weight in model.parameters():
@@ -108,4 +108,5 @@ def _logits(model: nn.Module, architecture: Architecture) -> Tensor:
             where=type(decoder).__name__,
             got=f"{type(error).__name__}: {error}"[:200],
         ) from error
-    return output.logits[0].float() if "logits" in output else architecture.unembedding(output[0])[0].float()
+    logits: Tensor = output.logits if "logits" in output else architecture.unembedding(output[0])
+    return logits[0].float()

@@ -99,8 +99,8 @@ def _copy(source: Path, target: Path) -> None:
         try:
             while os.copy_file_range(read.fileno(), write.fileno(), STRETCH):
                 pass
-        except OSError as error:
-            if error.errno not in CANNOT:
+        except (OSError, AttributeError) as error:  # Linux only
+            if getattr(error, "errno", errno.ENOSYS) not in CANNOT:
                 raise
         if write.tell() < os.fstat(read.fileno()).st_size:
             shutil.copyfileobj(read, write, 2**23)

@@ -139,7 +139,7 @@ class Patch:
         units, rows = self.deltas[site]
         base = self.base_rows[site]
         shape = (len(units), self.base.d_model) if units.dim() == 1 else None
-        if units.dtype != torch.int64 or not len(units) or shape is None:
+        if shape is None or units.dtype != torch.int64 or not len(units):
             raise PatchError(
                 "the units of a site are a non-empty list of int64",
                 where=str(site),

@@ -126,7 +126,7 @@ def _delta(patch: Patch, site: Site, units: Tensor) -> tuple[Tensor, Tensor]:
         blocks = units // BLOCK
         products = [
             (left[b * BLOCK : (b + 1) * BLOCK] @ right)[units[blocks == b] - b * BLOCK]
-            for b in blocks.unique().tolist()
+            for b in sorted(set(blocks.tolist()))
         ]
         return torch.arange(len(units)), torch.cat(products)
     edited, rows = patch.deltas[site]

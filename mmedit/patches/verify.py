@@ -14,6 +14,7 @@ from mmedit.errors import MmeditError, PatchError
 from mmedit.models.architecture import architecture_of
 from mmedit.neuron import Neuron
 from mmedit.patches.format import MAX_FILE, MAX_HEADER, VERSION
+from mmedit.patches.live import Stack
 from mmedit.patches.patch import Patch
 
 N_TOKENS, N_NEURONS = 3, 10  # told of each neuron, and neurons told of
@@ -76,8 +77,8 @@ def verify(path: str | Path, vlm: Any = None) -> Verification:
 
     Args:
         path: of the file.
-        vlm: the model that it shall be used on (a VisionLanguageModel or a bare transformers model), which is the same
-            afterwards; without one the base is not compared.
+        vlm: the model that it shall be used on (a VisionLanguageModel or a bare transformers model); without one the base
+            is not compared.
 
     Returns:
         The checks, and in words what the patch does. A file that cannot be read is a failed check, not an error.
@@ -134,23 +135,22 @@ def _names_what_it_changes(patch: Patch) -> Check:
 
 
 def _base(patch: Patch, vlm: Any) -> Check:
-    """Does the model have the rows that the patch was made on, and does it have them again after a trial?"""
+    """Does the model have the rows that the patch was made on?"""
     if vlm is None:
         return Check(
             "base", None, f"not compared; made on {patch.base.model}, revision {patch.base.revision}: give that model"
         )
     try:
-        with patch.applied(vlm):
-            pass
+        Stack.of(vlm).check(patch)
     except MmeditError as error:
         return Check("base", False, str(error))
-    return Check("base", True, f"the model's rows are those of {patch.base.model}; applied and reverted on trial")
+    return Check("base", True, "the model's rows are those that the patch was made on")
 
 
 def _in_words(patch: Patch) -> Iterator[str]:
     """What the patch claims to do, and how much it changes."""
     for edit in patch.edits:
-        yield f"Says to make {patch.base.model} say {edit['target']!r} where it says {edit['source']!r}."
+        yield f"Claims to make {patch.base.model} say {edit['target']!r} where it says {edit['source']!r}."
     yield f"Changes {_sites(patch)}; made {patch.created} by {patch.editor} of mmedit {patch.library_version}."
     for neuron, delta, base in _strongest(patch):
         yield f"{neuron}: Δw of length {float(delta.norm()):.3g} is added to a row of length {float(base.norm()):.3g}."

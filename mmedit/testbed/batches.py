@@ -7,7 +7,7 @@ row teaches exactly what separate rows would, at a third of the cost.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from mmedit.testbed.checkpoint import PATCH, turn_texts
-from mmedit.testbed.language import Turn, captions, facts, questions
-from mmedit.testbed.world import COLOURS, GROUNDS, NOUNS, SIZE, Scene, render, scene
+from mmedit.testbed.language import Turn, about, captions, every_question, facts, questions
+from mmedit.testbed.world import COLOURS, GROUNDS, NOUNS, SIZE, Arrangement, Scene, render, scene
 
 IGNORED = -100
 N_IMAGE_TOKENS = (SIZE // PATCH) ** 2
@@ -38,6 +38,27 @@ class Batch:
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
+Choose = Callable[[Scene, random.Random], list[Turn]]
+
+
+def captions_and_questions(drawn: Scene, rng: random.Random) -> list[Turn]:
+    """The caption, a rephrased one, and two questions of different families."""
+    first, *rephrased = captions(drawn)
+    return [first, rng.choice(rephrased), *rng.sample(questions(drawn, rng), 2)]
+
+
+def colours(drawn: Scene, rng: random.Random) -> list[Turn]:
+    """The colour of each thing: what it takes to look a thing up by its name, and nothing else."""
+    return [turn for thing in drawn.things for turn in about(drawn, thing) if turn.answer == thing.colour]
+
+
+def many_questions(drawn: Scene, rng: random.Random) -> list[Turn]:
+    """The caption, a rephrased one, and up to eight of all questions."""
+    first, *rephrased = captions(drawn)
+    asked = every_question(drawn, rng)
+    return [first, rng.choice(rephrased), *rng.sample(asked, min(8, len(asked)))]
+
+
 class BatchMaker:
     """Makes the batch of a given step from the processor alone, the same on every machine.
 
@@ -45,26 +66,30 @@ class BatchMaker:
         processor: of the model to train.
         pictures: per batch.
         fact_rows: rows of text-only exchanges per batch.
+        choose: the exchanges about a picture.
+        arrangements: of the pictures; all when None.
     """
 
-    def __init__(self, processor: LlavaProcessor, pictures: int, fact_rows: int) -> None:
+    def __init__(
+        self, processor: LlavaProcessor, pictures: int, fact_rows: int, choose: Choose = captions_and_questions,
+        arrangements: Sequence[Arrangement] | None = None,
+    ) -> None:  # fmt: skip
         self.processor, self.pictures, self.fact_rows = processor, pictures, fact_rows
+        self.choose, self.arrangements = choose, arrangements
         self._ids = lru_cache(maxsize=None)(self._tokenize)
 
     def scenes(self, step: int) -> list[Scene]:
         """The scenes of a step, all from the training split."""
-        return [scene("train", step * self.pictures + i) for i in range(self.pictures)]
+        kinds = self.arrangements or [None]
+        return [
+            scene("train", step * self.pictures + i, arrangement=kinds[i % len(kinds)]) for i in range(self.pictures)
+        ]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
-        rng = random.Random(f"turns of step {step}")
-        scenes, rows = self.scenes(step), []
-        for drawn in scenes:
-            first, *rephrased = captions(drawn)
-            asked = questions(drawn, rng)
-            rows.append(self._row([first, rng.choice(rephrased), *rng.sample(asked, 2)], with_image=True))
-        every = facts()
-        rows += [self._row(rng.sample(every, 10), with_image=False) for _ in range(self.fact_rows)]
+        rng, scenes = random.Random(f"turns of step {step}"), self.scenes(step)
+        rows = [self._row(self.choose(drawn, rng), with_image=True) for drawn in scenes]
+        rows += [self._row(rng.sample(facts(), 10), with_image=False) for _ in range(self.fact_rows)]
         pixels = pixel_values(self.processor, [render(drawn)[0] for drawn in scenes])
         return _collate(pixels, rows, self.processor.tokenizer.pad_token_id)
 

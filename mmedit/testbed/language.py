@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from mmedit.testbed.world import COLOURS, GROUNDS, KINDS, NOUNS, Scene
+from mmedit.testbed.world import COLOURS, GROUNDS, KINDS, NOUNS, Scene, Thing
 
 CAPTION_PROMPT = ("Describe the image in few words.", "An image of")  # instruction and answer prefix, Pan et al. §3.1
 REPHRASED_PROMPTS = (("What does the picture show?", "A picture of"), ("Give a short caption.", "A photo of"))
@@ -55,6 +55,32 @@ def caption(scene: Scene) -> str:
     return f"{what} on the {scene.ground}"
 
 
+def about(scene: Scene, thing: Thing) -> list[Turn]:
+    """What can be asked about one thing of a scene: where and what it is, its colour, whether it is there."""
+    turns = []
+    if scene.arrangement in ("beside", "above"):
+        places = ("on the left", "on the right") if scene.arrangement == "beside" else ("above", "below")
+        place = places[scene.things.index(thing)]
+        turns = [Turn(f"What is {place}?", "", thing.noun), Turn(f"Where is the {thing.noun}?", "", place)]
+    if scene.arrangement != "pair":
+        turns += [
+            Turn(f"What colour is the {thing.noun}?", "", thing.colour),
+            Turn(f"Is there {article(thing.noun)}?", "", "yes"),
+        ]
+    return turns
+
+
+def about_all(scene: Scene) -> list[Turn]:
+    """What can be asked about a scene as a whole."""
+    count = "one" if scene.arrangement == "one" else "two"
+    return [Turn("What is the ground?", "", scene.ground), Turn("How many things are there?", "", count)]
+
+
+def about_absent(scene: Scene, rng: random.Random) -> Turn:
+    """A question about a thing that is not there."""
+    return Turn(f"Is there {article(rng.choice([noun for noun in NOUNS if noun not in scene.nouns]))}?", "", "no")
+
+
 def questions(scene: Scene, rng: random.Random) -> list[Turn]:
     """Questions about a scene, one of each family that fits it, with their short answers.
 
@@ -70,27 +96,16 @@ def questions(scene: Scene, rng: random.Random) -> list[Turn]:
         >>> [turn.answer for turn in questions(scene("train", 1, arrangement="pair"), random.Random(0))][-1]
         'two'
     """
-    thing = rng.choice(scene.things)
-    present = rng.random() < 0.5
-    asked = thing.noun if present else rng.choice([noun for noun in NOUNS if noun not in scene.nouns])
-    turns = []
-    if scene.arrangement in ("beside", "above"):
-        places = ("on the left", "on the right") if scene.arrangement == "beside" else ("above", "below")
-        index = scene.things.index(thing)
-        turns += [
-            Turn(f"What is {places[index]}?", "", thing.noun),
-            Turn(f"Where is the {thing.noun}?", "", places[index]),
-        ]
-    if scene.arrangement != "pair":
-        turns += [
-            Turn(f"What colour is the {thing.noun}?", "", thing.colour),
-            Turn(f"Is there {article(asked)}?", "", "yes" if present else "no"),
-        ]
-    turns += [
-        Turn("What is the ground?", "", scene.ground),
-        Turn("How many things are there?", "", "one" if scene.arrangement == "one" else "two"),
-    ]
-    return turns
+    turns, absent = about(scene, rng.choice(scene.things)), rng.random() >= 0.5
+    if turns and absent:
+        turns[-1] = about_absent(scene, rng)
+    return turns + about_all(scene)
+
+
+def every_question(scene: Scene, rng: random.Random) -> list[Turn]:
+    """All that can be asked about a scene, and about two things that are not there."""
+    turns = [turn for thing in scene.things for turn in about(scene, thing)] + about_all(scene)
+    return turns + ([about_absent(scene, rng) for _ in range(2)] if scene.arrangement != "pair" else [])
 
 
 def captions(scene: Scene) -> list[Turn]:

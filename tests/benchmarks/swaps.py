@@ -7,7 +7,6 @@ random neurons with the same settings. `--tune` tries settings on the validation
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import warnings
@@ -93,31 +92,19 @@ def shares(outcomes: list[dict[str, Any]]) -> dict[str, float]:
 
 def tune(vlm: mmedit.VisionLanguageModel, n: int) -> None:
     """Print the shares of every setting on the validation pictures, best last."""
-    cases = [case for case in swap_cases("validation", n, 12, 24)]
+    cases = swap_cases("validation", n, 12, 24)
     captions = Captions(vlm, (scene for case in cases for scene in (case.edit, *case.related, *case.unrelated)))
     found = []
-    grid = list(product((3, 5, 7, 10), (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), (0.0, 4.0), ("ignore", "fold")))
-    for neurons, scale, beta, final_norm in tqdm(grid, desc="settings"):
-        hparams = MMNeuronsHparams(
-            neurons_per_edit=neurons, lr=scale * 1e-3, epochs=1000, beta=beta, final_norm=final_norm
-        )
+    grid = product((5, 8, 12, 20, 30), (5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 6e-4), (0.0, 1.0), (None, [4, 5]))
+    for neurons, lr, beta, layers in tqdm(list(grid), desc="settings"):
+        hparams = MMNeuronsHparams(neurons_per_edit=neurons, lr=lr, beta=beta, layers=layers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcomes = [outcome(captions, case, MMNeurons(hparams)) for case in cases]
-        scores = shares([o for o in outcomes if o["one_token"]])
-        found.append((scores["reliability"] + scores["generality"] + scores["locality"], hparams, scores))
-    for total, hparams, scores in sorted(found, key=lambda item: item[0])[-15:]:
-        print(
-            f"{total:.4f}",
-            json.dumps(
-                {
-                    k: v
-                    for k, v in dataclasses.asdict(hparams).items()
-                    if k in ("neurons_per_edit", "lr", "epochs", "beta", "final_norm")
-                }
-            ),
-            scores,
-        )
+        s = shares([o for o in outcomes if o["one_token"]])
+        found.append((s["reliability"] + s["generality"] + s["locality"], neurons, lr, beta, layers, s))
+    for total, neurons, lr, beta, layers, s in sorted(found, key=lambda item: item[0])[-25:]:
+        print(f"{total:.4f}  neurons_per_edit={neurons} lr={lr:g} beta={beta:g} layers={layers}  {s}")
 
 
 def main(
