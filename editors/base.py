@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from mmedit.hparams import from_mapping, load_hparams
 from mmedit.models.architecture import bare_model
 from mmedit.models.vlm import VisionLanguageModel
-from mmedit.neuron import NeuronRanking
-from mmedit.patches.patch import Patch
+from mmedit.neuron import Neuron, NeuronRanking, Site
+from mmedit.patches.live import Stack, stack_of
+from mmedit.patches.patch import Base, Patch
 from mmedit.requests import EditRequest
 
 E = TypeVar("E", bound="Editor")
@@ -86,6 +88,36 @@ class Editor(ABC):
         return patch
 
 
+def make_patch(
+    vlm: VisionLanguageModel, editor: Editor, neurons: Sequence[Neuron], delta: Tensor, edits: Sequence[dict[str, Any]]
+) -> Patch:
+    """A patch that adds one row to each neuron.
+
+    Args:
+        vlm: the model that the edit was made on.
+        editor: the method, with its hyperparameters.
+        neurons: the neurons to change, each once.
+        delta: what to add to the row of each, float32 `[k, d_model]`.
+        edits: provenance, one for each concept swap.
+
+    Returns:
+        The patch, on the unpatched rows of the model: an edit may be made on top of others that are live.
+
+    Raises:
+        ModelError: if a weight is quantised or offloaded.
+    """
+    by_site: dict[Site, list[tuple[int, Tensor]]] = {}
+    for neuron, row in zip(neurons, delta.cpu(), strict=True):
+        by_site.setdefault(neuron.site, []).append((neuron.unit, row))
+    deltas, base_rows = {}, {}
+    for site, changes in by_site.items():
+        units, rows = zip(*sorted(changes, key=lambda change: change[0]), strict=True)
+        deltas[site] = torch.tensor(units), torch.stack(rows)
+        vlm.architecture.require_editable(site)
+        base_rows[site] = stack_of(vlm).base_rows(site, deltas[site][0])
+    return Patch(deltas, base_rows, Base.of(vlm), editor.name, dataclasses.asdict(editor.hparams), tuple(edits))
+
+
 def apply_to_model(
     editor: type[Editor], model: Any, tok_or_processor: Any, requests: Sequence[Any] | Mapping[str, Any] | EditRequest, hparams: Any,
     copy: bool = False, return_orig_weights: bool = False, keep_original_weight: bool = False,
@@ -129,8 +161,6 @@ def apply_to_model(
 
 def _add(vlm: VisionLanguageModel, patches: Sequence[Patch]) -> None:
     """Add patches to the weights for good: the caller restores from tensors, so the model's stack must not remember them."""
-    from mmedit.patches.live import Stack
-
     stack = Stack(vlm.architecture)
     for patch in patches:
         stack.push(patch, stack.free_name(patch))

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from mmedit.concepts import swapped
-from mmedit.editors.base import Editor, apply_to_model
+from mmedit.editors.base import Editor, apply_to_model, make_patch
 from mmedit.errors import HparamsError, RequestError
 from mmedit.locate import rank, rank_given
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
-from mmedit.neuron import Neuron, NeuronRanking, Site
-from mmedit.patches.live import stack_of
-from mmedit.patches.patch import Base, Patch
+from mmedit.neuron import Neuron, NeuronRanking
+from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
 from mmedit.sightings import Sighting, source_sightings
 
@@ -206,7 +205,7 @@ class MMNeurons(Editor):
             "neurons": [str(neuron) for neuron in ranking.neurons], "scores": [record.score for record in ranking],
             "activations": list(ranking.activations),
         }  # fmt: skip
-        return make_patch(vlm, ranking, delta.float(), self, [edit])
+        return make_patch(vlm, self, ranking.neurons, delta.float(), [edit])
 
     def _sightings(self, vlm: VisionLanguageModel, request: EditRequest) -> list[Sighting]:
         hp = self.hparams
@@ -232,25 +231,6 @@ class MMNeurons(Editor):
                     stacklevel=4,
                 )
         return target.token_id
-
-
-def make_patch(
-    vlm: VisionLanguageModel, ranking: NeuronRanking, delta: Tensor, editor: Editor, edits: Sequence[dict[str, Any]]
-) -> Patch:
-    """A patch from one row per ranked neuron, `delta` float32 `[k, d_model]`."""
-    deltas, base_rows = {}, {}
-    by_site: dict[Site, list[int]] = {}
-    for index, neuron in enumerate(ranking.neurons):
-        by_site.setdefault(neuron.site, []).append(index)
-    for site, found in by_site.items():
-        found = sorted(found, key=lambda i: ranking.neurons[i].unit)
-        units = torch.tensor([ranking.neurons[i].unit for i in found])
-        deltas[site] = units, delta[found].cpu()
-        vlm.architecture.require_editable(site)
-        base_rows[site] = stack_of(vlm).base_rows(
-            site, units
-        )  # the unpatched rows: an edit may be made on top of others
-    return Patch(deltas, base_rows, Base.of(vlm), editor.name, asdict(editor.hparams), tuple(edits))
 
 
 def _warn_if_weak(ranking: NeuronRanking, sizes: list[float], hp: MMNeuronsHparams) -> None:

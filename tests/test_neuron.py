@@ -98,7 +98,8 @@ def test_a_ranking_is_loaded_as_it_was_saved(tmp_path_factory: pytest.TempPathFa
 
 def test_a_ranking_can_be_loaded_where_the_default_encoding_is_not_utf_8(tmp_path: Path) -> None:
     ranking_of(Neuron(1, 2)).save(path := tmp_path / "ranking.json")
-    code = "import sys; from mmedit.neuron import NeuronRanking as R; assert R.load(sys.argv[1])[0].tokens[1] == '\\xe9\\n'"
+    code = "import sys; from mmedit.neuron import NeuronRanking as R;"
+    code += "assert R.load(sys.argv[1])[0].tokens[1] == '\\xe9\\n'"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

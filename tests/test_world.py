@@ -69,7 +69,8 @@ def test_another_process_makes_the_same_world() -> None:
         "from mmedit.testbed.language import *;"
         "s = [scene('train', i, exclude={'cat', 'dog'}) for i in range(20)];"
         "p = b''.join(render(d)[0].tobytes() for d in s); q = [questions(d, random.Random(0)) for d in s];"
-        "print(hashlib.sha256(p + repr((s, q, captions(s[0]), facts(), swap_cases('validation', 3))).encode()).hexdigest())"
+        "r = repr((s, q, captions(s[0]), facts(), swap_cases('validation', 3)));"
+        "print(hashlib.sha256(p + r.encode()).hexdigest())"
     )
     told = [
         subprocess.run([sys.executable, "-c", made], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)

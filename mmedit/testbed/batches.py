@@ -80,7 +80,7 @@ class BatchMaker:
 
     def scenes(self, step: int) -> list[Scene]:
         """The scenes of a step, all from the training split."""
-        kinds = self.arrangements or [None]
+        kinds: Sequence[Arrangement | None] = self.arrangements or [None]
         return [
             scene("train", step * self.pictures + i, arrangement=kinds[i % len(kinds)]) for i in range(self.pictures)
         ]

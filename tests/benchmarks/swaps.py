@@ -1,8 +1,8 @@
 """How well Algorithm 1 swaps concepts on IconWorld: `python tests/benchmarks/swaps.py` (README's table).
 
 For each swap one edit picture, 16 other pictures with the source and 32 without it. Counted on whole captions: swapped
-is the old caption with the word replaced and nothing else changed, unchanged is the same caption. The control edits 5
-random neurons with the same settings. `--tune` tries settings on the validation pictures instead.
+is the old caption with the word replaced and nothing else changed, unchanged is the same caption. The control edits as
+many random neurons with the same settings. `--tune` tries settings on the validation pictures instead.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def outcome(captions: Captions, case: SwapCase, editor: MMNeurons, control: bool
     chosen = (
         [
             mmedit.Neuron(rng.randrange(vlm.architecture.n_layers), rng.randrange(vlm.architecture.d_ffn))
-            for _ in range(5)
+            for _ in range(editor.hparams.neurons_per_edit)
         ]
         if control
         else None
@@ -95,16 +95,16 @@ def tune(vlm: mmedit.VisionLanguageModel, n: int) -> None:
     cases = swap_cases("validation", n, 12, 24)
     captions = Captions(vlm, (scene for case in cases for scene in (case.edit, *case.related, *case.unrelated)))
     found = []
-    grid = product((5, 8, 12, 20, 30), (5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 6e-4), (0.0, 1.0), (None, [4, 5]))
-    for neurons, lr, beta, layers in tqdm(list(grid), desc="settings"):
-        hparams = MMNeuronsHparams(neurons_per_edit=neurons, lr=lr, beta=beta, layers=layers)
+    grid = product((3, 5, 7, 10, 20), (1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 6e-4, 9e-4), (0.0, 1.0))
+    for neurons, lr, beta in tqdm(list(grid), desc="settings"):
+        hparams = MMNeuronsHparams(neurons_per_edit=neurons, lr=lr, beta=beta)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcomes = [outcome(captions, case, MMNeurons(hparams)) for case in cases]
         s = shares([o for o in outcomes if o["one_token"]])
-        found.append((s["reliability"] + s["generality"] + s["locality"], neurons, lr, beta, layers, s))
-    for total, neurons, lr, beta, layers, s in sorted(found, key=lambda item: item[0])[-25:]:
-        print(f"{total:.4f}  neurons_per_edit={neurons} lr={lr:g} beta={beta:g} layers={layers}  {s}")
+        found.append((s["reliability"] + s["generality"] + s["locality"], neurons, lr, beta, s))
+    for total, neurons, lr, beta, s in sorted(found, key=lambda item: item[0])[-25:]:
+        print(f"{total:.4f}  neurons_per_edit={neurons} lr={lr:g} beta={beta:g}  {s}")
 
 
 def main(
@@ -126,13 +126,13 @@ def main(
     rows = {
         "words of one token": [o for o in edited if o["one_token"]],
         "words of several tokens": [o for o in edited if not o["one_token"]],
-        "5 random neurons instead": control,
+        "as many random neurons instead": control,
     }
     for name, outcomes in rows.items():
         s = shares(outcomes)
         print(f"{name:<34}{s['swaps']:>6}{s['reliability']:>14.3f}{s['generality']:>16.3f}{s['locality']:>16.3f}")
     print(
-        f"captions of the source's pictures that 5 random neurons leave as they are: {shares(control)['related_same']:.3f}"
+        f"captions of the source's pictures that random neurons leave as they are: {shares(control)['related_same']:.3f}"
     )
     if file:
         mmedit.files.write_text(file, json.dumps({"edited": edited, "control": control}))
