@@ -52,10 +52,7 @@ def measure(
     right = [caption(drawn) for drawn in scenes]
     said = vlm.caption(pictures, Prompt(*CAPTION_PROMPT), batch_size)
     rephrased = [vlm.caption(pictures, Prompt(*prompt), batch_size) for prompt in REPHRASED_PROMPTS]
-    asked = [
-        (picture, random.Random(drawn.seed).choice(questions(drawn, random.Random(drawn.seed))))
-        for picture, drawn in zip(pictures, scenes, strict=True)
-    ]
+    asked = [(picture, _question(drawn)) for picture, drawn in zip(pictures, scenes, strict=True)]
     known = facts()
     return Scores(
         n, len(asked), len(known),
@@ -65,6 +62,12 @@ def measure(
         questions_right=_share(answers_right(vlm, asked, batch_size)),
         facts_right=_share([vlm.caption(None, turn.prompt) == [turn.answer] for turn in tqdm(known, desc="facts")]),
     )  # fmt: skip
+
+
+def _question(drawn: Scene) -> Turn:
+    """One question about a scene, drawn apart from what decided the scene."""
+    rng = random.Random(f"question about {drawn.seed}")
+    return rng.choice(questions(drawn, rng))
 
 
 def answers_right(vlm: VisionLanguageModel, asked: Sequence[tuple[object, Turn]], batch_size: int) -> list[bool]:
