@@ -167,6 +167,23 @@ def test_only_the_edited_rows_change_on_disk(source: Path, model: Llava, tmp_pat
         assert (old != new).any(0).nonzero().flatten().tolist() == UNITS.tolist()
 
 
+def test_baked_rows_are_the_rounded_sum(tmp_path: Path) -> None:
+    """Against the definition, not against `apply`, with which baking shares its code."""
+    model = wide_llava(torch.float32)
+    model.save_pretrained(tmp_path / "source")
+    sparse, other, low_rank = sparse_patch(model, 1), sparse_patch(model, 2, UNITS[2:5]), low_rank_patch(model)
+    mmedit.bake(tmp_path / "source", [sparse, other], tmp_path / "sparse", scales=[0.5, -2.0])
+    mmedit.bake(tmp_path / "source", [low_rank], tmp_path / "dense", scales=[0.25])
+    name = "language_model.model.layers.0.mlp.down_proj.weight"
+    base, rows, dense = (load_file(tmp_path / f / "model.safetensors")[name].T for f in ("source", "sparse", "dense"))
+    delta = torch.zeros_like(base)
+    for patch, scale in sorted([(sparse, 0.5), (other, -2.0)], key=lambda pair: pair[0].digest):
+        delta[patch.units(SITES[0])] += scale * patch.rows(SITES[0])
+    assert torch.equal(rows, base + delta)
+    left, right = low_rank.low_rank[SITES[0]]
+    assert torch.allclose(dense, base + 0.25 * (left @ right), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("save", [save_bin, save_sharded_bin])
 def test_bin_weights_become_safetensors_of_the_same_numbers(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
     save(wide_llava(), tmp_path / "source")
@@ -232,6 +249,20 @@ def test_every_family_is_found_on_disk_by_transformers_own_rules(tmp_path: Path,
     mmedit.bake(tmp_path / "source", [patch], tmp_path / "baked")
     patch.apply(reference)
     assert same(loaded(tmp_path / "baked"), reference)
+
+
+def test_a_name_that_is_right_already_stays_as_in_loading(tmp_path: Path, model: Llava, monkeypatch: Any) -> None:
+    """Some families' rules for older names would spoil those of today; transformers then leaves them."""
+    from transformers import conversion_mapping as rules
+    from transformers.core_model_loading import WeightRenaming
+
+    save_with_names_of_today(model, tmp_path / "source")
+    known = rules.get_model_conversion_mapping
+    spoiling = [WeightRenaming(r"^model\.language_model", "model.elsewhere")]
+    monkeypatch.setattr(rules, "get_model_conversion_mapping", lambda model: [*known(model), *spoiling])
+    mmedit.bake(tmp_path / "source", [sparse_patch(model)], tmp_path / "baked")
+    sparse_patch(model).apply(model)
+    assert same(loaded(tmp_path / "baked"), model)
 
 
 @pytest.mark.parametrize("link", ["copy", "hard"])

@@ -86,7 +86,7 @@ def test_every_wrong_input_is_answered(cli: Cli, files: list[Path], cat_file: Pa
         "cut patch": (["patch", "merge", files[0], cut, "-o", out], "cut.safetensors"),
         "unknown method": ([*merge, "--method", "slerp"], "sum, mean, ties, dare"),
         "one weight for two": ([*merge, "--weight", "1"], "one finite weight"),
-        "weight that is no number": ([*merge, "--weight", "1", "--weight", "much"], "not a valid float"),
+        "weight that is no number": ([*merge, "--weight", "1", "--weight", "much"], "Invalid value"),
         "infinite weight": ([*merge, "--weight", "1", "--weight", "inf"], "one finite weight"),
         "density with sum": ([*merge, "--density", "0.5"], "no density for sum"),
         "density of nothing": ([*merge, "--method", "ties", "--density", "0"], "above 0"),

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_merge import made, patches
 from test_patch import low_rank_patch, random_patch
 

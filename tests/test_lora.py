@@ -185,7 +185,7 @@ def reconfigured(folder: Path, **values: Any) -> None:
 
 
 BROKEN = {
-    "old prefix": (lambda f: rewritten(f, lambda t: {k.replace("model.language_model", "language_model.model"): v for k, v in t.items()}), "silent no-op"),
+    "prefix of a text model": (lambda f: rewritten(f, lambda t: {k.replace("model.model.language_model", "model.model"): v for k, v in t.items()}), "silent no-op"),
     "no prefix": (lambda f: rewritten(f, lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}), "silent no-op"),
     "no lora_B": (lambda f: rewritten(f, lambda t: {k: v for k, v in t.items() if "lora_A" in k}), "silent no-op"),
     "no lora_A": (lambda f: rewritten(f, lambda t: {k: v for k, v in t.items() if "lora_B" in k}), "off by up to"),
@@ -360,6 +360,8 @@ REFUSED = {
     "deep configuration": (lambda f: (f / lora.CONFIG).write_text("[" * 100_000), "not a plain LoRA"),
     "large configuration": (lambda f: (f / lora.CONFIG).write_text(" " * 2**21), "more than"),
     "rank 0": (lambda f: reconfigured(f, r=0), "not a plain LoRA"),
+    "another rank": (lambda f: reconfigured(f, r=16), "wrong shape"),
+    "negative rank": (lambda f: reconfigured(f, r=-8), "not a plain LoRA"),
     "rank of words": (lambda f: reconfigured(f, r="eight"), "not a plain LoRA"),
     "infinite alpha": (lambda f: reconfigured(f, lora_alpha=float("inf")), "scaling inf"),
     "DoRA": (lambda f: reconfigured(f, use_dora=True), "use_dora"),

@@ -78,6 +78,7 @@ def near(merged: mmedit.Patch, chosen: list[mmedit.Patch], scales: list[float]) 
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=40)
 @given(patches())
 def test_a_merge_of_one_is_itself(patch: mmedit.Patch) -> None:
     for method in ("sum", "mean"):
@@ -89,6 +90,7 @@ def test_a_merge_of_one_is_itself(patch: mmedit.Patch) -> None:
         assert all(torch.equal(rows[key], row) for key, row in by_row(patch).items())
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(patches(), weights), min_size=2, max_size=4), st.randoms(), st.sampled_from(METHODS))
 def test_the_rows_do_not_depend_on_the_order(drawn: list[tuple[mmedit.Patch, float]], order: Any, method: str) -> None:
     shuffled = order.sample(drawn, len(drawn))
@@ -104,6 +106,7 @@ def test_the_rows_do_not_depend_on_the_order(drawn: list[tuple[mmedit.Patch, flo
     assert sorted(map(str, one.edits)) == sorted(map(str, two.edits))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(patches(), min_size=3, max_size=3), st.lists(weights, min_size=3, max_size=3))
 def test_sum_is_the_exact_sum_to_rounding_however_it_is_bracketed(
     chosen: list[mmedit.Patch], scales: list[float]
@@ -115,12 +118,14 @@ def test_sum_is_the_exact_sum_to_rounding_however_it_is_bracketed(
     assert near(left, chosen, scales) and near(right, chosen, scales)
 
 
+@settings(deadline=None, max_examples=40)
 @given(patches(units=(0, 1, 2)), patches(units=(3, 4, 5)), patches(layers=(1,)))
 def test_sum_of_disjoint_patches_is_associative_bit_for_bit(a: mmedit.Patch, b: mmedit.Patch, c: mmedit.Patch) -> None:
     bracketed = [mmedit.merge([mmedit.merge([a, b]), c]), mmedit.merge([a, mmedit.merge([b, c])])]
     assert {merged.digest for merged in bracketed} == {mmedit.merge([a, b, c]).digest}
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(patches(), min_size=1, max_size=4))
 def test_mean_is_the_sum_of_shares(chosen: list[mmedit.Patch]) -> None:
     assert near(mmedit.merge(chosen, "mean"), chosen, [1 / len(chosen)] * len(chosen))
@@ -169,6 +174,7 @@ def test_ties_by_hand() -> None:
     assert even.deltas[mmedit.Site(0)][1].abs().max() == 0
 
 
+@settings(deadline=None, max_examples=40)
 @given(patches(), st.floats(0.05, 1))
 def test_ties_keeps_the_largest_numbers_of_a_patch(patch: mmedit.Patch, density: float) -> None:
     rows, kept = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mmedit.errors import ModelError, RequestError
-from mmedit.models.editable import ADAPTER, obstacle
+from mmedit.models.editable import ADAPTER, full_name, obstacle
 from mmedit.neuron import Neuron, Site
 
 W_OUT_NAMES = ("down_proj", "fc2", "wo", "w2", "dense_4h_to_h", "output.dense", "c_proj")
@@ -179,7 +179,7 @@ class Architecture:
         """The W_out of a site, if its rows can be changed in place.
 
         Raises:
-            ModelError: if the weight is quantised, offloaded, or baked into a compiled graph.
+            ModelError: if the weight is quantised, offloaded, or compiled with freezing.
         """
         w_out = self.w_out(site)
         found = obstacle(w_out.module, self._paths[site], self.seen_as)
@@ -247,7 +247,7 @@ def _find_layers(model: nn.Module) -> nn.ModuleList:
         readable = isinstance(getattr(module, "weight", None), Tensor)  # GPTQ, AWQ and torch.ao pack it elsewhere
         if not readable and name.endswith(W_OUT_NAMES) and not NOT_FEED_FORWARD.search(name):
             raise ModelError(
-                "the W_outs are quantised and cannot be read or edited", where=name, got=type(module).__name__,
+                "the W_outs are quantised and cannot be read or edited", where=name, got=full_name(module),
                 expected="a Linear with a weight", do=ADAPTER,
             )  # fmt: skip
     raise ModelError(

@@ -1,8 +1,8 @@
-"""Whether a weight can be edited in place: not if it is quantised, sharded, offloaded, replaced, or baked into a graph.
+"""Whether a weight can be edited in place: not if it is quantised, sharded, offloaded, replaced, or frozen.
 
 A model under `torch.compile` reads its weights when it runs, so edits in place are seen. The exception is inductor's
-*freezing*, which copies the weights into the graph. It is known by what `torch.compile` was told and by the flag
-`torch._inductor.config.freezing`; a flag that was set only while the graph was made leaves no trace that could be found.
+*freezing*, which makes constants of the weights and may copy them. It is known by what `torch.compile` was told and by
+the flag `torch._inductor.config.freezing`; a flag that was set only while the graph was made leaves no trace.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 EDITABLE = (torch.float32, torch.bfloat16, torch.float16)
-ADAPTER = "edit the model as it is before that, and use the edit as a PEFT adapter (patch.to_lora)"
+ADAPTER = "edit the plain model and use the edit as a PEFT adapter (patch.to_lora)"
 
 
 def obstacle(module: nn.Module, path: str, models: Iterable[nn.Module]) -> tuple[str, str] | None:
@@ -42,13 +42,15 @@ def obstacle(module: nn.Module, path: str, models: Iterable[nn.Module]) -> tuple
     for model in models:
         parts = list(_along(model, path))
         if module not in parts[-1].modules():
-            return (
-                f"replaced by a {type(parts[-1]).__module__}.{type(parts[-1]).__qualname__}",
-                f"{ADAPTER}, or load the model again",
-            )
+            return f"replaced by a {full_name(parts[-1])}", f"{ADAPTER}, or load the model again"
         if any(map(_is_frozen, parts)):
-            return "baked into a compiled graph (freezing)", f"compile without freezing, or {ADAPTER}"
+            return "part of a graph compiled with freezing", f"compile without freezing, or {ADAPTER}"
     return None
+
+
+def full_name(module: nn.Module) -> str:
+    """The class of a module with where it comes from: many packages have a Linear."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _along(model: nn.Module, path: str) -> Iterator[nn.Module]:

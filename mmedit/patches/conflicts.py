@@ -29,10 +29,11 @@ RECORDED = {"neurons", "activations", "source_token_id", "target_token_id"}
 class Conflict:
     """How two patches stand to each other.
 
-    A margin is logit(target) − logit(source) where an edit's source is predicted. Its change is told to first order, as in
-    the paper's contribution score (no final norm), and for shared neurons only: Σ o·Δw·(v1 − v0) over the neurons whose
-    activation `o` the edit recorded. What the other patch does through neurons that the edit did not record is not in it.
-    Of several edits in a patch, the numbers are those of the one that the other patch harms most.
+    A margin is logit(target) − logit(source) where an edit's source is predicted. Its change is told to first order and,
+    as in the paper's contribution score, without the final norm: Σ o·Δw·(v1 − v0), so it is to be read beside the gain,
+    not as logits. It covers shared neurons only, those whose activation `o` the edit recorded: what the other patch does
+    through other neurons, or by changing activations in later layers, is not in it. Of several edits in a patch, the
+    numbers are those of the one that the other patch harms most.
 
     Args:
         first: name of one patch.
@@ -152,14 +153,22 @@ def _change(edit: Mapping[str, Any], patch: Patch, w_u: Tensor) -> float:
     """Σ o·Δw·(v1 − v0) over the neurons of an edit that a patch edits."""
     try:
         neurons, activations = list(map(Neuron.parse, edit["neurons"])), list(map(float, edit["activations"]))
-        v0, v1 = (w_u[operator.index(edit[f"{role}_token_id"])].double().cpu() for role in ("source", "target"))
+        v0, v1 = (w_u[_index(edit[f"{role}_token_id"], len(w_u))].double().cpu() for role in ("source", "target"))
         rows = [_row(patch, neuron) for neuron in neurons]
         terms = [
             o * float(row.double() @ (v1 - v0)) for o, row in zip(activations, rows, strict=True) if row is not None
         ]
+        if not all(map(math.isfinite, terms)):
+            raise ValueError("an activation that is not finite")
     except (RequestError, TypeError, ValueError, IndexError) as error:
-        raise PatchError("an edit with damaged neurons", where=patch.name, got=str(error)) from error
+        raise PatchError("an edit with damaged neurons", where=edit["source"], got=str(error)) from error
     return math.fsum(terms)
+
+
+def _index(token_id: Any, n_vocab: int) -> int:
+    if not 0 <= operator.index(token_id) < n_vocab:
+        raise IndexError(f"token {token_id}, where the vocabulary has {n_vocab}")
+    return int(token_id)
 
 
 def _row(patch: Patch, neuron: Neuron) -> Tensor | None:

@@ -130,9 +130,9 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
             do="update mmedit",
         )
     try:
-        values = {key: _json(texts[key]) for key in ("base", "hparams", "edits")}
-        evaluation = _json(texts["evaluation"]) if "evaluation" in texts else None
-        digests = _json(texts.get("base_digests", "{}"))
+        values = {key: read_json(texts[key]) for key in ("base", "hparams", "edits")}
+        evaluation = read_json(texts["evaluation"]) if "evaluation" in texts else None
+        digests = read_json(texts.get("base_digests", "{}"))
         base, types = values["base"], {field.name: field.type for field in fields(Base)}
         wrong = [key for key, kind in types.items() if not _fits(base[key], str(kind))]
     except (KeyError, TypeError, ValueError) as error:
@@ -150,11 +150,12 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
         or not _are_texts(digests)
     ):
         raise PatchError(
-            "a patch with damaged metadata", where=path, got="edits, hparams, evaluation or digests of another form"
+            "a patch with damaged metadata",
+            where=path,
+            got="edits, hparams, evaluation or digests of another form, or words with control characters",
         )
     names = {key: texts.get(key, "") for key in ("editor", "created", "library_version")}
-    words = [word for edit in values["edits"] for word in (edit["source"], edit["target"])]
-    if not _are_lines([*names.values(), *words, base["model"], base["revision"] or "", base["model_type"]]):
+    if not _are_lines([*names.values(), base["model"], base["revision"] or "", base["model_type"]]):
         raise PatchError(
             "a patch whose names hold control characters", where=path, expected="names in one printed line"
         )
@@ -165,8 +166,8 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _json(text: str) -> Any:
-    """A JSON text's value; ValueError where it is nested deeply, or holds half a character, which cannot be printed."""
+def read_json(text: str) -> Any:
+    """The value of a stranger's JSON text; ValueError where it is nested deeply, or holds half a character, which cannot be printed."""
     value = json.loads(text)
     if _is_deep(value, MAX_DEPTH):
         raise ValueError(f"JSON that is nested more than {MAX_DEPTH} deep")
@@ -186,9 +187,13 @@ def _are_lines(texts: Iterable[str]) -> bool:
 
 
 def are_edits(value: Any) -> bool:
-    """Whether a JSON value is a list of concept swaps."""
+    """Whether a JSON value is a list of concept swaps, whose words can be shown."""
     return isinstance(value, list) and all(
-        isinstance(e, dict) and isinstance(e.get("source"), str) and isinstance(e.get("target"), str) for e in value
+        isinstance(e, dict)
+        and isinstance(e.get("source"), str)
+        and isinstance(e.get("target"), str)
+        and _are_lines((e["source"], e["target"]))
+        for e in value
     )
 
 

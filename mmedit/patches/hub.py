@@ -20,6 +20,7 @@ from mmedit.errors import MmeditError, OutputError, PatchError
 from mmedit.files import write_text
 from mmedit.patches.format import MAX_FILE
 from mmedit.patches.patch import Patch
+from mmedit.patches.verify import extent
 
 FILE, CARD = "patch.safetensors", "README.md"
 LONGEST, MOST, DEEPEST = 200, 50, 8  # in a card: characters of a text, lines of a list, levels of an evaluation
@@ -157,7 +158,7 @@ def model_card(patch: Patch, repo_id: str = "OWNER/NAME", library: Literal["mmed
     lines = [
         f"---\n{_front_matter(patch, library)}\n---\n",
         f"# {code(patch.name)}\n",
-        f"An edit of {code(base.model)} by mmedit: {_size(patch)}.\n",
+        f"An edit of {code(base.model)} by mmedit: it changes {extent(patch)}.\n",
         "## What was swapped\n",
         *_listed([f"{code(e['source'])} → {code(e['target'])}" for e in patch.edits] or ["not recorded"]),
         f"- method: {code(patch.editor)}, {code(patch.created)}, mmedit {code(patch.library_version)}\n",
@@ -205,9 +206,3 @@ def _front_matter(patch: Patch, library: str) -> str:
 def _listed(items: list[str]) -> list[str]:
     more = [f"- … and {len(items) - MOST} more"] if len(items) > MOST else []
     return [f"- {item}" for item in items[:MOST]] + more
-
-
-def _size(patch: Patch) -> str:
-    low = f"{len(patch.low_rank)} W_out by a low-rank term" if patch.low_rank else ""
-    rows = f"{len(patch.neurons)} rows of W_out in {len(patch.deltas)} layers" if patch.deltas else ""
-    return f"changes {' and '.join(filter(None, (rows, low)))}"

@@ -83,7 +83,7 @@ class Stack:
             BaseMismatchError: if the model's rows are not those that the patch was made on.
             PatchError: if the name is taken, or the patch is live already and no other name is given.
             RequestError: if the scale is not a finite number.
-            ModelError: if the weights are quantised, offloaded, or baked into a compiled graph.
+            ModelError: if the weights are quantised, offloaded, or compiled with freezing.
         """
         name, entry = self._admit(patch, name, scale, self._entries)
         self._become({**self._entries, name: entry})
@@ -199,7 +199,7 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
         BaseMismatchError: if the model's rows are not those that a patch was made on.
         PatchError: if a patch is live already, or comes twice.
         RequestError: if there is not one finite scale for each patch.
-        ModelError: if the weights are quantised, offloaded, or baked into a compiled graph.
+        ModelError: if the weights are quantised, offloaded, or compiled with freezing.
 
     Example:
         >>> import mmedit

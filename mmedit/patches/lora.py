@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from mmedit.errors import PatchError
 from mmedit.files import replacing
 from mmedit.models.architecture import WOut, architecture_of, bare_model
-from mmedit.patches.format import are_edits, check_size
+from mmedit.patches.format import are_edits, check_size, read_json
 from mmedit.patches.hub import model_card
 from mmedit.patches.live import Stack
 from mmedit.patches.lora_check import check_adapter
@@ -76,10 +76,10 @@ def from_lora(folder: str | Path, vlm: Any) -> Patch:
     """Read a PEFT adapter as a patch; see `Patch.from_lora`."""
     folder, architecture, stack = Path(folder), architecture_of(vlm), Stack.of(vlm)
     paths = {w_out.name.removesuffix(".weight"): w_out for w_out in architecture.w_outs.values()}
-    scaling, (pairs, edits) = _scaling(folder / CONFIG), _pairs(folder / WEIGHTS)
+    (rank, scaling), (pairs, edits) = _scaling(folder / CONFIG), _pairs(folder / WEIGHTS)
     deltas, low_rank, base_rows, base_digests = {}, {}, {}, {}
     for path, (a, b) in pairs.items():
-        w_out = _target(paths, path, a, b)
+        w_out = _target(paths, path, rank, a, b)
         architecture.require_editable(w_out.site)
         units = a.any(0).nonzero().flatten()
         if len(units) > len(a):
@@ -89,11 +89,11 @@ def from_lora(folder: str | Path, vlm: Any) -> Patch:
         elif len(units):
             deltas[w_out.site] = units, scaling * _rows(a[:, units], b)
             base_rows[w_out.site] = stack.base_rows(w_out.site, units)
-    hparams = {"scaling": scaling}
+    hparams = {"rank": rank, "scaling": scaling}
     return Patch(deltas, base_rows, Base.of(vlm), "LoRA", hparams, edits, low_rank=low_rank, base_digests=base_digests)
 
 
-def _target(paths: dict[str, WOut], path: str, a: Tensor, b: Tensor) -> WOut:
+def _target(paths: dict[str, WOut], path: str, rank: int, a: Tensor, b: Tensor) -> WOut:
     """The W_out that an adapter's module path names, if the factors fit it."""
     if path not in paths:
         raise PatchError(
@@ -101,28 +101,29 @@ def _target(paths: dict[str, WOut], path: str, a: Tensor, b: Tensor) -> WOut:
             do="give the model that the adapter was made for",
         )  # fmt: skip
     w_out = paths[path]
-    got, expected = ([*a.shape], [*b.shape]), ([len(a), w_out.d_ffn], [w_out.d_model, len(a)])
+    got, expected = ([*a.shape], [*b.shape]), ([rank, w_out.d_ffn], [w_out.d_model, rank])
     if got != expected:
         raise PatchError("an adapter of the wrong shape", where=path, got=got, expected=expected)
     return w_out
 
 
-def _scaling(path: Path) -> float:
-    """What lora_B @ lora_A is multiplied with, from the adapter's configuration."""
+def _scaling(path: Path) -> tuple[int, float]:
+    """The rank, and what lora_B @ lora_A is multiplied with, from the adapter's configuration."""
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise ValueError(f"more than {MAX_CONFIG} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key in _OTHER_MATHS if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
-        rank, alpha = config["r"], float(config["lora_alpha"])
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        if config["peft_type"] != "LORA" or other or not math.isfinite(scaling):
+        if config["peft_type"] != "LORA" or other or rank < 1 or not math.isfinite(scaling):
             raise ValueError(f"peft_type {config['peft_type']}, {', '.join(other)}, scaling {scaling}")
     except (OSError, RecursionError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise PatchError(
-            "not a plain LoRA adapter", where=path, got=f"{type(error).__name__}: {error}"[:200], expected="what PEFT writes for LoraConfig"
+            "not a plain LoRA adapter", where=path, got=f"{type(error).__name__}: {error}"[:200],
+            expected="what PEFT writes for LoraConfig"
         ) from error  # fmt: skip
-    return scaling
+    return rank, scaling
 
 
 def _pairs(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[dict[str, Any], ...]]:
@@ -131,7 +132,7 @@ def _pairs(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[dict[str
     found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            edits = json.loads((file.metadata() or {}).get(EDITS, "[]"))
+            edits = read_json((file.metadata() or {}).get(EDITS, "[]"))
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 match = _KEY.fullmatch(key)
                 part = file.get_slice(key)

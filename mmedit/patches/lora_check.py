@@ -74,7 +74,7 @@ def _compare(w_out: WOut, patch: Patch, edited: Tensor, base: Tensor) -> None:
 
 def _useless(what: str, got: str, expected: str) -> PatchError:
     return PatchError(
-        f"the adapter was written but is of no use: {what}", got=got, expected=expected,
+        f"the adapter is of no use and was not kept: {what}", got=got, expected=expected,
         do="report this with the model's type and the versions of peft and transformers",
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def _content(patch: Patch, path: Path) -> Iterator[Check]:
     yield Check("format", True, f"mmedit-patch, version {VERSION}: tensors and JSON, nothing that could run")
     yield Check("size", True, f"{size:,} bytes, below {MAX_FILE:,}; header below {MAX_HEADER:,}")
     yield Check(
-        "shapes", True, f"fit {base.n_layers} layers, d_model {base.d_model}, d_ffn {base.d_ffn}; {_sites(patch)}"
+        "shapes", True, f"fit {base.n_layers} layers, d_model {base.d_model}, d_ffn {base.d_ffn}; {extent(patch)}"
     )
     yield Check("numbers", True, "all are finite")
     parts = {site: patch.low_rank.get(site) or (patch.rows(site),) for site in patch.sites}
@@ -114,7 +114,8 @@ def _content(patch: Patch, path: Path) -> Iterator[Check]:
     )
 
 
-def _sites(patch: Patch) -> str:
+def extent(patch: Patch) -> str:
+    """How much a patch changes, in words."""
     rows = [f"{len(patch.neurons)} rows of {len(patch.deltas)} W_out"] if patch.deltas else []
     return " and ".join(rows + [f"all of {site} by rank {len(right)}" for site, (_, right) in patch.low_rank.items()])
 
@@ -151,7 +152,7 @@ def _in_words(patch: Patch) -> Iterator[str]:
     """What the patch claims to do, and how much it changes."""
     for edit in patch.edits:
         yield f"Claims to make {patch.base.model} say {edit['target']!r} where it says {edit['source']!r}."
-    yield f"Changes {_sites(patch)}; made {patch.created} by {patch.editor} of mmedit {patch.library_version}."
+    yield f"Changes {extent(patch)}; made {patch.created} by {patch.editor} of mmedit {patch.library_version}."
     for neuron, delta, base in _strongest(patch):
         yield f"{neuron}: Δw of length {float(delta.norm()):.3g} is added to a row of length {float(base.norm()):.3g}."
 

@@ -100,10 +100,11 @@ def make_checkpoint(folder: Path) -> int:
         model = AutoModelForImageTextToText.from_config(config)
     config.save_pretrained(folder)
     shards = list(cut_into_shards({n: tuple(t.shape) for n, t in model.state_dict().items()}))
-    weight_map = {}
+    weight_map, noise = {}, torch.empty(32064 * 4096, dtype=torch.bfloat16).normal_(0, 0.02)
     for number, shapes in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02) for name, shape in shapes.items()}, folder / file, {"format": "pt"})  # fmt: skip
+        tensors = {name: noise[: torch.Size(shape).numel()].reshape(shape).clone() for name, shape in shapes.items()}
+        save_file(tensors, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(shapes, file)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))  # fmt: skip

@@ -95,16 +95,16 @@ def tune(vlm: mmedit.VisionLanguageModel, n: int) -> None:
     cases = swap_cases("validation", n, 12, 24)
     captions = Captions(vlm, (scene for case in cases for scene in (case.edit, *case.related, *case.unrelated)))
     found = []
-    grid = product((3, 5, 7, 10, 20), (1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 6e-4, 9e-4), (0.0, 1.0))
-    for neurons, lr, beta in tqdm(list(grid), desc="settings"):
-        hparams = MMNeuronsHparams(neurons_per_edit=neurons, lr=lr, beta=beta)
+    grid = product((5, 7, 10, 20, 30), (2e-4, 2.5e-4, 3e-4, 4e-4))
+    for neurons, lr in tqdm(list(grid), desc="settings"):
+        hparams = MMNeuronsHparams(neurons_per_edit=neurons, lr=lr, beta=0.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcomes = [outcome(captions, case, MMNeurons(hparams)) for case in cases]
         s = shares([o for o in outcomes if o["one_token"]])
-        found.append((s["reliability"] + s["generality"] + s["locality"], neurons, lr, beta, s))
-    for total, neurons, lr, beta, s in sorted(found, key=lambda item: item[0])[-25:]:
-        print(f"{total:.4f}  neurons_per_edit={neurons} lr={lr:g} beta={beta:g}  {s}")
+        found.append((s["reliability"] + s["generality"] + s["locality"], neurons, lr, s))
+    for total, neurons, lr, s in sorted(found, key=lambda item: item[0])[-25:]:
+        print(f"{total:.4f}  neurons_per_edit={neurons} lr={lr:g}  {s}")
 
 
 def main(

@@ -18,8 +18,9 @@ def stack_check(
 ) -> None:  # fmt: skip
     """Compare patches pair by pair: shared neurons, cosine of their deltas, contradictions and chains.
 
-    A margin is logit(target) − logit(source) where an edit's source is said; "−1.20 of +6.50" reads: the edit moves its
-    margin by +6.50, and the other patch, through the neurons that both edit, by −1.20. To first order.
+    A margin is logit(target) − logit(source) where an edit's source is said. "−1.20 of +6.50" reads: the edit itself moves
+    its margin by +6.50, the other patch by −1.20; to first order, without the final norm, and through the neurons that
+    both edit only.
     """
     from mmedit import Patch
     from mmedit.patches.conflicts import conflicts, table
