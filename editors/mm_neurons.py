@@ -109,8 +109,9 @@ def closed_form(
         Δw for each neuron, `[k, d_model]` or `[d_model]`.
 
     Example:
-        >>> closed_form(torch.tensor(2.0), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), lr=0.5, epochs=3, beta=1.0)
-        tensor([-2., 0.])
+        >>> o, v0, v1 = torch.tensor(2.0), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+        >>> closed_form(o, v0, v1, lr=0.5, epochs=3, beta=1.0)
+        tensor([-2.2929,  2.2929])
     """
     g = o[..., None] * (v0 - v1)
     size = g.norm(dim=-1, keepdim=True)
@@ -155,7 +156,7 @@ class MMNeurons(Editor):
     Example:
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
-        >>> picture, _, things = next(benchmark_pictures(1))
+        >>> picture, _, things = list(benchmark_pictures(2))[1]
         >>> vlm = mmedit.load("iconworld-llava")
         >>> editor = mmedit.editors.MMNeurons.from_hparams("iconworld-llava")
         >>> editor.execute(vlm, mmedit.EditRequest(picture, things[0].noun, "kite")).neurons == tuple(

@@ -52,7 +52,7 @@ def locate_word(
     Example:
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
-        >>> picture, caption, things = next(benchmark_pictures(1))
+        >>> picture, caption, things = list(benchmark_pictures(2))[1]
         >>> ranking = mmedit.locate_word(mmedit.load("iconworld-llava"), picture, things[0].noun, k=5)
         >>> len(ranking), ranking.captions == (caption,)
         (5, True)
@@ -88,7 +88,7 @@ def locate_nouns(
     Example:
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
-        >>> picture, caption, things = next(benchmark_pictures(1))
+        >>> picture, caption, things = list(benchmark_pictures(2))[1]
         >>> rankings = mmedit.locate_nouns(mmedit.load("iconworld-llava"), picture, k=3)[0]
         >>> rankings[0].source == things[0].noun
         True

@@ -37,7 +37,7 @@ class Trace:
         >>> from mmedit.testbed import benchmark_pictures
         >>> vlm = mmedit.load("iconworld-llava")
         >>> with Trace(vlm.architecture) as trace:
-        ...     generation = vlm.generate([next(benchmark_pictures(1))[0]])[0]
+        ...     generation = vlm.generate([list(benchmark_pictures(2))[1][0]])[0]
         >>> trace.activations(Site(0)).shape == (len(generation.ids) + 1, 1, 512)  # steps, pictures, d_ffn
         True
     """

@@ -111,7 +111,7 @@ def wrong_inputs(folder: Path, cat: Path) -> dict[str, tuple[list[object], str]]
         "no output folder": ([*swap[:7], folder / "none" / "p.safetensors"], "cannot write"),
         "output under a file": ([*swap[:7], cat / "p.safetensors"], "cannot write"),
         "output is a folder": ([*swap[:7], folder], "a folder"),
-        "demo under a file": (["demo", "-o", cat / "demo"], "cannot make this folder"),
+        "demo under a file": (["demo", "-o", cat / "demo"], "cannot make or write this folder"),
         "demo of another thing": (["demo", "--source", "unicorn"], "unicorn"),
         "negative layer": (["locate", cat, "--layer", "-1"], "layers from 0 to 5"),
         "no neurons": (["locate", cat, "--k", "0"], "at least one neuron"),

@@ -286,6 +286,30 @@ def test_the_base_is_loaded_by_its_name(vlm: mmedit.VisionLanguageModel, tmp_pat
     assert mmedit.Patch.from_lora(tmp_path / "adapter", vlm).digest == patch.digest
 
 
+def test_the_base_is_loaded_at_its_revision(
+    untrained: mmedit.VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("mmedit.models.vlm.load", lambda *args, **options: asked.append((args, options)) or untrained)
+    patch = patch_of(untrained)
+    base = dataclasses.replace(patch.base, model="owner/name", revision="abc")
+    dataclasses.replace(patch, base=base).to_lora(tmp_path / "adapter")
+    assert asked == [(("owner/name",), {"revision": "abc"})]
+
+
+def test_weights_that_are_not_there_are_refused(untrained: mmedit.VisionLanguageModel, tmp_path: Path) -> None:
+    patch, down = patch_of(untrained), untrained.model.model.language_model.layers[5].mlp.down_proj
+    patch.to_lora(tmp_path / "adapter", untrained)
+    down.weight = torch.nn.Parameter(down.weight.to("meta"))
+    for call in (
+        lambda: patch.to_lora(tmp_path / "other", untrained),
+        lambda: mmedit.Patch.from_lora(tmp_path / "adapter", untrained),
+    ):
+        with pytest.raises(ModelError, match="offloaded"):
+            call()
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_an_adapter_cannot_hold_is_refused(untrained: mmedit.VisionLanguageModel, tmp_path: Path) -> None:
     patch = patch_of(untrained, n_sites=1)
     wide = dataclasses.replace(patch.base, d_ffn=1024)

@@ -136,7 +136,7 @@ class VisionLanguageModel:
         Example:
             >>> import mmedit
             >>> from mmedit.testbed import benchmark_pictures
-            >>> picture, caption, things = next(benchmark_pictures(1))
+            >>> picture, caption, things = list(benchmark_pictures(2))[1]
             >>> mmedit.load("iconworld-llava").caption([picture]) == [caption]
             True
         """

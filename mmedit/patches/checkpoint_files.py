@@ -9,13 +9,14 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -67,34 +68,27 @@ class Stored:
         """
         if self.offset is None:
             return load_bin(self.file)[self.name].reshape(self.n_rows, self.n_columns)[rows, columns].clone()
-        block = torch.empty(rows.stop - rows.start, columns.stop - columns.start, dtype=self.dtype)
         try:
-            with self.file.open("rb", buffering=0) as file:
-                for place, run in self._runs(block, rows, columns):
-                    if os.preadv(file.fileno(), [run], place) != len(run):
-                        raise OSError("the file ends before the tensor does")
-        except OSError as error:
+            with self.file.open("rb") as file:
+                mapped = mmap(file.fileno(), 0, access=ACCESS_READ)  # unmapped when the last view of it goes
+            size = self.dtype.itemsize
+            numbers = np.frombuffer(mapped, np.uint8, self.n_rows * self.n_columns * size, self.offset)
+        except (OSError, ValueError) as error:  # a file that has become too short is a ValueError
             _cannot_read(self.file, error)
-        return block
+        every = numbers.reshape(self.n_rows, self.n_columns * size)
+        return torch.from_numpy(every[rows, columns.start * size : columns.stop * size].copy()).view(self.dtype)
 
     def write(self, rows: slice, columns: slice, block: Tensor) -> None:
         """Overwrite a rectangle in the file; the bytes around it stay."""
+        assert self.offset is not None, "a .bin is never written"
+        size, lines = self.dtype.itemsize, block.contiguous().view(torch.uint8).numpy()
         with self.file.open("r+b", buffering=0) as file:
-            for place, run in self._runs(block.contiguous(), rows, columns):
-                while run:  # a part is written where the disk becomes full, and then the rest is an error
-                    done = os.pwrite(file.fileno(), run, place)
-                    place, run = place + done, run[done:]
-
-    def _runs(self, block: Tensor, rows: slice, columns: slice) -> Iterator[tuple[int, memoryview]]:
-        """The stretches of the file that a rectangle consists of: where each begins, and its bytes in the block."""
-        assert self.offset is not None
-        size, view = self.dtype.itemsize, block.view(torch.uint8).numpy().reshape(-1).data
-        n, k, stride = block.shape[0], block.shape[1] * size, self.n_columns * size
-        if k == stride:  # whole rows, which follow each other without a gap
-            n, k = 1, n * k
-        start = self.offset + rows.start * stride + columns.start * size
-        for i in range(n):
-            yield start + i * stride, view[i * k : (i + 1) * k]
+            for number, line in enumerate(lines, rows.start):
+                place = self.offset + (number * self.n_columns + columns.start) * size
+                left = line.data
+                while left:  # a part is written where the disk becomes full, and then the rest is an error
+                    done = os.pwrite(file.fileno(), left, place)
+                    place, left = place + done, left[done:]
 
 
 def weight_files(folder: Path) -> tuple[list[Path], Path | None]:

@@ -204,7 +204,7 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
     Example:
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
-        >>> picture, _, things = next(benchmark_pictures(1))
+        >>> picture, _, things = list(benchmark_pictures(2))[1]
         >>> vlm = mmedit.load("iconworld-llava")
         >>> editor = mmedit.editors.MMNeurons.from_hparams("iconworld-llava")
         >>> patches = [editor.execute(vlm, mmedit.EditRequest(picture, things[0].noun, word)) for word in ("kite", "drum")]

@@ -93,7 +93,7 @@ class Patch:
     Example:
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
-        >>> picture, _, things = next(benchmark_pictures(1))
+        >>> picture, _, things = list(benchmark_pictures(2))[1]
         >>> vlm = mmedit.load("iconworld-llava")
         >>> editor = mmedit.editors.MMNeurons.from_hparams("iconworld-llava")
         >>> patch = editor.execute(vlm, mmedit.EditRequest(picture, things[0].noun, "kite"))

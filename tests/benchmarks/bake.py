@@ -35,7 +35,7 @@ ON_DISK = (("model.language_model.", "language_model.model."), ("lm_head", "lang
 CHILD = """
 import sys, time, resource, json
 import torch, mmedit, mmedit.patches.bake as b, mmedit.patches.checkpoint, huggingface_hub
-from transformers import conversion_mapping, core_model_loading, LlavaForConditionalGeneration
+from transformers import CLIPVisionModel, LlamaModel, LlavaForConditionalGeneration, conversion_mapping
 patch = mmedit.Patch.load(sys.argv[1])
 seconds = 0.0
 if len(sys.argv) > 2:
