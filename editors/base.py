@@ -16,8 +16,9 @@ from mmedit.hparams import from_mapping, load_hparams
 from mmedit.models.architecture import bare_model
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, Site
+from mmedit.patches.base import Base
 from mmedit.patches.live import Stack, stack_of
-from mmedit.patches.patch import Base, Patch
+from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest
 
 E = TypeVar("E", bound="Editor")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmedit import hparams as hparams
     from mmedit import testbed as testbed
     from mmedit.errors import MmeditError as MmeditError
+    from mmedit.evaluation.protocol import evaluate as evaluate
     from mmedit.locate import locate_nouns as locate_nouns
     from mmedit.locate import locate_word as locate_word
     from mmedit.models.vlm import VisionLanguageModel as VisionLanguageModel
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "MmeditError": "mmedit.errors",
+    "evaluate": "mmedit.evaluation.protocol",
     "locate_nouns": "mmedit.locate",
     "locate_word": "mmedit.locate",
     "VisionLanguageModel": "mmedit.models.vlm",

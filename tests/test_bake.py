@@ -27,8 +27,8 @@ from mmedit.errors import BaseMismatchError, MmeditError, ModelError, OutputErro
 from mmedit.models.architecture import architecture_of
 from mmedit.patches import bake as bake_module
 from mmedit.patches import new_folder as new_folder_module
+from mmedit.patches.base import Base, matrix_digest
 from mmedit.patches.new_folder import new_folder
-from mmedit.patches.patch import Base, matrix_digest
 
 UNITS = torch.tensor([0, 1, 5, 1023, 1024, 2047, 2048, 2499])  # on both sides of every block's edge
 SITES = (mmedit.Site(0), mmedit.Site(2))

@@ -16,7 +16,7 @@ from test_hub import StandIn
 
 import mmedit
 from mmedit.patches import hub
-from mmedit.patches.patch import Base
+from mmedit.patches.base import Base
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -15,7 +15,7 @@ import mmedit
 from mmedit.errors import BaseMismatchError, ModelError, PatchError
 from mmedit.models.architecture import architecture_of
 from mmedit.patches import diff as diff_module
-from mmedit.patches.patch import Base
+from mmedit.patches.base import Base
 
 UNITS = torch.tensor([0, 1023, 1024, 2047])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 ROOTS = {"mmedit": ROOT / "mmedit", "mmedit.editors": ROOT / "editors", "mmedit.hparams": ROOT / "hparams"}
 LAYERS = [
     {"mmedit.errors"}, {"mmedit.files"}, {"mmedit.neuron", "mmedit.requests", "mmedit.nouns", "mmedit.hparams"}, {"mmedit.concepts"},
-    {"mmedit.models", "mmedit.testbed"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.sightings"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.cli"},
+    {"mmedit.models", "mmedit.testbed", "mmedit.data"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.sightings"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.cli"},
 ]  # fmt: skip
 
 

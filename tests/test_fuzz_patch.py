@@ -21,8 +21,8 @@ import torch
 
 import mmedit
 from mmedit.errors import PatchError
+from mmedit.patches.base import Base
 from mmedit.patches.format import MAX_HEADER
-from mmedit.patches.patch import Base
 
 N_FILES = 5000
 SLOWEST, COSTLIEST = 2.0, 10.0  # seconds of CPU for one file, and for one made to cost as much as it can

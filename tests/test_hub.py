@@ -20,8 +20,8 @@ from huggingface_hub.hf_api import ModelInfo
 import mmedit
 from mmedit.errors import OutputError, PatchError
 from mmedit.patches import hub
+from mmedit.patches.base import Base
 from mmedit.patches.hub import code, model_card, pull, push
-from mmedit.patches.patch import Base
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 

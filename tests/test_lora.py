@@ -25,7 +25,7 @@ import mmedit
 from mmedit.errors import BaseMismatchError, MmeditError, ModelError, OutputError, PatchError
 from mmedit.models.architecture import architecture_of
 from mmedit.patches import lora
-from mmedit.patches.patch import Base, matrix_digest
+from mmedit.patches.base import Base, matrix_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

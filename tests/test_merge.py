@@ -15,8 +15,8 @@ from test_patch import DTYPES, bits, low_rank_patch, random_patch, same
 
 import mmedit
 from mmedit.errors import BaseMismatchError, PatchError, RequestError
+from mmedit.patches.base import Base
 from mmedit.patches.merge import DENSITIES
-from mmedit.patches.patch import Base
 from mmedit.testbed.checkpoint import build_llava
 
 BASE = Base("m", None, "llava", 3, 4, 32, "")

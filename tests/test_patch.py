@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import mmedit
 from mmedit.errors import BaseMismatchError, MmeditError, OutputError, PatchError
+from mmedit.patches.base import Base, matrix_digest
 from mmedit.patches.live import stack_of
-from mmedit.patches.patch import Base, matrix_digest
 from mmedit.testbed.checkpoint import build_llava
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mmedit
-from mmedit.patches.patch import Base, matrix_digest
+from mmedit.patches.base import Base, matrix_digest
 from mmedit.patches.verify import Verification, verify
 from mmedit.testbed.checkpoint import build_llava
 

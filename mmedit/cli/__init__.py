@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mmedit.cli import bake, caption, demo, edit, locate, patch
+from mmedit.cli import bake, caption, demo, edit, eval, locate, patch
 from mmedit.errors import MmeditError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command("demo")(demo.demo)
 app.command("caption")(caption.caption)
 app.command("locate")(locate.locate)
 app.command("edit")(edit.edit)
+app.command("eval")(eval.evaluate)
 app.command("bake")(bake.bake)
 app.add_typer(patch.app, name="patch", help="All that one does with patch files.")
 

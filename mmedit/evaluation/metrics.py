@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+
+def all_replaced(caption: str, swaps: Mapping[str, str]) -> str:
+    """The caption that some swaps should give: every whole-word source replaced, at once, nothing else changed.
+
+    Args:
+        caption: the old caption.
+        swaps: for each source, in lower case, its target.
+
+    Returns:
+        The new caption.
+
+    Example:
+        >>> all_replaced("a cat and a dog", {"cat": "dog", "dog": "boat"})
+        'a dog and a boat'
+    """
+    longest_first = sorted(swaps, key=len, reverse=True)
+    words = rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)"
+    return re.sub(words, lambda match: swaps[match.group().casefold()], caption, flags=re.IGNORECASE)
 
 
 def replaced(caption: str, source: str, target: str) -> str:
-    """The caption that a swap should give: every whole-word source replaced, nothing else changed.
+    """The caption that one swap should give.
 
     Example:
         >>> replaced("a red cat on the grass", "cat", "dog")
         'a red dog on the grass'
     """
-    return re.sub(rf"(?<!\w){re.escape(source)}(?!\w)", lambda match: target, caption, flags=re.IGNORECASE)
+    return all_replaced(caption, {source.casefold(): target})
+
+
+def says(caption: str, word: str) -> bool:
+    """Whether a word stands in a caption, as a whole word.
+
+    Example:
+        >>> says("two cats", "cat"), says("a Cat", "cat")
+        (False, True)
+    """
+    return all_replaced(caption, {word.casefold(): ""}) != caption
 
 
 def is_swapped(before: str, after: str, source: str, target: str) -> bool:

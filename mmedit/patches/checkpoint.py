@@ -20,8 +20,8 @@ from mmedit.errors import ModelError
 from mmedit.models.architecture import Architecture
 from mmedit.models.vlm import _resolve
 from mmedit.neuron import Site
+from mmedit.patches.base import Base
 from mmedit.patches.checkpoint_files import Stored, inside, other_files, stored_tensors, weight_files
-from mmedit.patches.patch import Base
 from mmedit.patches.rows import BLOCK
 
 

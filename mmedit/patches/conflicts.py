@@ -81,7 +81,7 @@ def conflicts(patches: Iterable[Patch], vlm: Any = None) -> list[Conflict]:
 
     Example:
         >>> from mmedit.neuron import Site
-        >>> from mmedit.patches.patch import Base
+        >>> from mmedit.patches.base import Base
         >>> base, units, zeros = Base("m", None, "llava", 1, 2, 4, ""), torch.tensor([1]), torch.zeros(1, 2)
         >>> there = Patch({Site(0): (units, torch.tensor([[1.0, 0.0]]))}, {Site(0): zeros}, base, edits=({"source": "cat", "target": "dog"},))
         >>> back = Patch({Site(0): (units, torch.tensor([[-2.0, 0.0]]))}, {Site(0): zeros}, base, edits=({"source": "dog", "target": "cat"},))

@@ -21,7 +21,8 @@ from torch import Tensor
 from mmedit.errors import PatchError
 from mmedit.files import replacing
 from mmedit.neuron import Expert, Site
-from mmedit.patches.patch import Base, Patch
+from mmedit.patches.base import Base
+from mmedit.patches.patch import Patch
 
 FORMAT, VERSION = "mmedit-patch", "1"
 MAX_HEADER = 2 * 2**20  # bytes; Python objects made of JSON take up to 50 times its size

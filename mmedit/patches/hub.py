@@ -145,7 +145,7 @@ def model_card(patch: Patch, repo_id: str = "OWNER/NAME", library: Literal["mmed
     Example:
         >>> import torch
         >>> from mmedit import Site
-        >>> from mmedit.patches.patch import Base
+        >>> from mmedit.patches.base import Base
         >>> rows = {Site(0): (torch.tensor([1]), torch.ones(1, 2))}
         >>> patch = Patch(rows, {Site(0): torch.zeros(1, 2)}, Base("llava-hf/llava-1.5-7b-hf", None, "llava", 1, 2, 4, ""))
         >>> print(model_card(patch)[:61])

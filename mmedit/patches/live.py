@@ -37,7 +37,7 @@ class Stack:
 
     Example:
         >>> import mmedit
-        >>> from mmedit.patches.patch import Base
+        >>> from mmedit.patches.base import Base
         >>> vlm = mmedit.load("iconworld-llava")
         >>> live, site, units = mmedit.Stack.of(vlm), mmedit.Site(2), torch.tensor([7])
         >>> patch = mmedit.Patch({site: (units, torch.ones(1, 128))}, {site: live.base_rows(site, units)}, Base.of(vlm))

@@ -23,12 +23,13 @@ from transformers.pytorch_utils import Conv1D
 from mmedit.errors import PatchError
 from mmedit.files import replacing
 from mmedit.models.architecture import WOut, architecture_of, bare_model
+from mmedit.patches.base import Base, matrix_digest
 from mmedit.patches.format import are_edits, check_size, read_json
 from mmedit.patches.hub import model_card
 from mmedit.patches.live import Stack
 from mmedit.patches.lora_check import check_adapter
 from mmedit.patches.new_folder import new_folder
-from mmedit.patches.patch import Base, Patch, matrix_digest
+from mmedit.patches.patch import Patch
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM serves; it takes one per adapter."""

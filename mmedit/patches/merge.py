@@ -25,7 +25,8 @@ from torch import Tensor
 
 from mmedit.errors import BaseMismatchError, PatchError, RequestError
 from mmedit.neuron import Neuron, Site
-from mmedit.patches.patch import Factors, Patch
+from mmedit.patches.base import Factors
+from mmedit.patches.patch import Patch
 from mmedit.patches.rows import Entry, edited_rows
 
 DENSITIES: dict[str, float | None] = {"sum": None, "mean": None, "ties": 0.2, "dare": 0.1}
@@ -56,7 +57,7 @@ def merge(
         RequestError: if there is no patch, no such method, or a setting is out of range.
 
     Example:
-        >>> from mmedit.patches.patch import Base
+        >>> from mmedit.patches.base import Base
         >>> base, rows = Base("m", None, "llava", 1, 2, 4, ""), torch.zeros(1, 2)
         >>> a, b = (Patch({Site(0): (torch.tensor([unit]), rows + unit)}, {Site(0): rows}, base) for unit in (1, 3))
         >>> merge([a, b]).deltas[Site(0)]

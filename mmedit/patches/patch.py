@@ -15,59 +15,11 @@ import torch
 from torch import Tensor
 
 from mmedit.errors import PatchError
-from mmedit.models.architecture import architecture_of, bare_model
 from mmedit.neuron import Neuron, Site
+from mmedit.patches.base import Base, Delta, Factors, check_factors, check_rows_given
 
 if TYPE_CHECKING:
     from mmedit.patches.lora import LoraExport
-
-Delta = tuple[Tensor, Tensor]  # units [k], rows [k, d_model]
-Factors = tuple[Tensor, Tensor]  # left [d_ffn, r], right [r, d_model]
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that a patch was made on.
-
-    Args:
-        model: what it was loaded from.
-        revision: of the Hub repository, if any.
-        model_type: its config.model_type.
-        n_layers: decoder layers.
-        d_model: width of the residual stream.
-        d_ffn: hidden units per feed-forward network.
-        config_digest: SHA-256 of its configuration.
-    """
-
-    model: str
-    revision: str | None
-    model_type: str
-    n_layers: int
-    d_model: int
-    d_ffn: int
-    config_digest: str
-
-    @classmethod
-    def of(cls, vlm: Any) -> Base:
-        """Describe a VisionLanguageModel or a bare transformers model."""
-        architecture, config = architecture_of(vlm), bare_model(vlm).config
-        config_json = config.to_json_string(use_diff=False)  # type: ignore[union-attr, operator]
-        lines = [
-            line
-            for line in config_json.splitlines()
-            if not any(f'"{key}"' in line for key in ("_name_or_path", "transformers_version", "dtype"))
-        ]
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        name = getattr(vlm, "name", "") or getattr(config, "_name_or_path", "")
-        return cls(
-            name,
-            getattr(vlm, "revision", None),
-            architecture.model_type,
-            architecture.n_layers,
-            architecture.d_model,
-            architecture.d_ffn,
-            digest,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,78 +79,13 @@ class Patch:
                 "a site is either row-sparse or low-rank", got=_listed(set(self.deltas) & set(self.low_rank))
             )
         for site in self.low_rank:
-            self._check_factors(site)
+            check_factors(self.base, site, self.low_rank[site])
         for site in self.deltas:
-            self._check_site(site)
+            check_rows_given(self.base, site, self.deltas[site], self.base_rows[site])
         if not self.library_version:
             from mmedit import __version__
 
             object.__setattr__(self, "library_version", __version__)
-
-    def _check_site(self, site: Site) -> None:
-        units, rows = self.deltas[site]
-        base = self.base_rows[site]
-        shape = (len(units), self.base.d_model) if units.dim() == 1 else None
-        if shape is None or units.dtype != torch.int64 or not len(units):
-            raise PatchError(
-                "the units of a site are a non-empty list of int64",
-                where=str(site),
-                got=f"{units.dtype} {list(units.shape)}",
-            )
-        if rows.dtype != torch.float32 or tuple(rows.shape) != shape or tuple(base.shape) != shape:
-            raise PatchError(
-                "a patch's rows have the wrong shape or type",
-                where=str(site),
-                got=f"delta {rows.dtype} {list(rows.shape)}, base {list(base.shape)}",
-                expected=f"delta torch.float32 {list(shape)}, base {list(shape)}",
-            )
-        if base.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise PatchError(
-                "base rows have a type that no model has",
-                where=str(site),
-                got=base.dtype,
-                expected="float32, bfloat16 or float16",
-            )
-        if site.layer >= self.base.n_layers or not bool((units[1:] > units[:-1]).all()) or int(units[0]) < 0:
-            raise PatchError(
-                "a patch's units are sorted, distinct and inside the model",
-                where=str(site),
-                got=units.tolist()[:8],
-                expected=f"layer below {self.base.n_layers}",
-            )
-        if site.expert is None and int(units[-1]) >= self.base.d_ffn:
-            raise PatchError(
-                "a patch's units are inside the model",
-                where=str(site),
-                got=int(units[-1]),
-                expected=f"below {self.base.d_ffn}",
-            )
-        if not bool(torch.isfinite(rows).all()) or not bool(torch.isfinite(base).all()):
-            raise PatchError(
-                "a patch holds only finite numbers",
-                where=str(site),
-                got="NaN or infinity",
-                do="make the edit again with a smaller step",
-            )
-
-    def _check_factors(self, site: Site) -> None:
-        left, right = self.low_rank[site]
-        fits = (
-            left.dim() == right.dim() == 2
-            and left.shape[1] == right.shape[0] > 0
-            and right.shape[1] == self.base.d_model
-        )
-        if not fits or site.layer >= self.base.n_layers or (site.expert is None and left.shape[0] != self.base.d_ffn):
-            raise PatchError(
-                "a low-rank edit has the wrong shape",
-                where=str(site),
-                got=f"{list(left.shape)} and {list(right.shape)}",
-                expected=f"[{self.base.d_ffn}, r] and [r, {self.base.d_model}] in a layer below {self.base.n_layers}",
-            )
-        if left.dtype != torch.float32 or right.dtype != torch.float32:
-            raise PatchError("a low-rank edit is float32", where=str(site), got=f"{left.dtype} and {right.dtype}")
-        if not bool(torch.isfinite(left).all()) or not bool(torch.isfinite(right).all()):
-            raise PatchError("a patch holds only finite numbers", where=str(site), got="NaN or infinity")
 
     def __repr__(self) -> str:
         return f"Patch({self.name}, {len(self.neurons)} neurons, on {self.base.model})"
@@ -370,11 +257,6 @@ class Patch:
         finally:
             if name in stack.names:
                 stack.pop(name)
-
-
-def matrix_digest(matrix: Tensor) -> str:
-    """SHA-256 of a W_out `[d_ffn, d_model]`, the same in every type that holds its numbers."""
-    return hashlib.sha256(matrix.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _listed(sites: Iterable[Site]) -> str:

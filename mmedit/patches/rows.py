@@ -103,7 +103,7 @@ def edited_rows(site: Site, units: Tensor, base: Tensor, entries: Iterable[Entry
         The rows `[k, d_model]`, in the type of `base`.
 
     Example:
-        >>> from mmedit.patches.patch import Base
+        >>> from mmedit.patches.base import Base
         >>> site, base = Site(0), torch.zeros(2, 2)
         >>> patch = Patch({site: (torch.tensor([5]), torch.ones(1, 2))}, {site: base[:1]}, Base("m", None, "llava", 1, 2, 8, ""))
         >>> edited_rows(site, torch.tensor([3, 5]), base, [Entry(patch, 0.5)])

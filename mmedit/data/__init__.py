@@ -1,0 +1,1 @@
+"""Pictures and benchmarks on disk, as what evaluation needs."""
