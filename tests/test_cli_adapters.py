@@ -114,6 +114,7 @@ def test_every_wrong_input_is_answered(cli: Cli, patch: mmedit.Patch, file: Path
         "no such patch": (["to-lora", none, "-o", adapter], "no such patch"),
         "no output": (["to-lora", file], "Missing option"),
         "folder with other things": (["to-lora", file, "-o", tmp_path / "full"], "exists already"),
+        "folder with other things, told before a model is loaded": (["to-lora", file, "-o", tmp_path / "full", "--model", "nothing"], "exists already"),
         "file as folder": (["to-lora", file, "-o", file], "exists already"),
         "no parent": (["to-lora", file, "-o", tmp_path / "no" / "adapter"], "cannot write"),
         "base that is nowhere": (["to-lora", tmp_path / "unknown.safetensors", "-o", adapter], "no-such-model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import random
@@ -43,18 +44,19 @@ JSON_TEXTS = ["", "{", "null", "NaN", "[]", "{}", "[[]]", "[" * 50_000, "{\"a\":
 
 def originals() -> list[bytes]:
     """A row-sparse patch and one that is also low-rank, as files."""
-    base = Base("m", None, "llava", 4, 8, 16, "0" * 64)
+    base, r = Base("m", None, "llava", 4, 8, 16, "0" * 64), torch.Generator().manual_seed(0)
+    first, second, third = mmedit.Site(0), mmedit.Site(2), mmedit.Site(1, 3)
     rows = {
-        mmedit.Site(0): (torch.tensor([1, 5, 9]), torch.randn(3, 8)),
-        mmedit.Site(2): (torch.tensor([4]), torch.randn(1, 8)),
+        first: (torch.tensor([1, 5, 9]), torch.randn(3, 8, generator=r)),
+        second: (torch.tensor([4]), torch.randn(1, 8, generator=r)),
     }
-    under = {mmedit.Site(0): torch.randn(3, 8), mmedit.Site(2): torch.randn(1, 8).bfloat16()}
+    under = {first: torch.randn(3, 8, generator=r), second: torch.randn(1, 8, generator=r).bfloat16()}
     edit = {"source": "cat", "target": "dog", "neurons": ["L0.U1"], "scores": [0.5]}
-    plain = mmedit.Patch(rows, under, base, "test", {"lr": 0.1}, (edit,), evaluation={"locality": 1.0})
-    site = mmedit.Site(1, 3)
-    mixed = mmedit.Patch(
-        rows, under, base, "test", {}, (edit,), low_rank={site: (torch.randn(6, 2), torch.randn(2, 8))}, base_digests={site: "0" * 64}
+    plain = mmedit.Patch(
+        rows, under, base, "test", {"lr": 0.1}, (edit,), evaluation={"locality": 1.0}, created="2026-11-21T00:00:00+00:00"
     )  # fmt: skip
+    factors = torch.randn(6, 2, generator=r), torch.randn(2, 8, generator=r)
+    mixed = dataclasses.replace(plain, evaluation=None, low_rank={third: factors}, base_digests={third: "0" * 64})
     return [content_of(plain), content_of(mixed)]
 
 
@@ -372,6 +374,15 @@ def test_the_files_that_are_mutated_are_patches(tmp_path: Path) -> None:
     for content in originals():
         (tmp_path / "p.safetensors").write_bytes(join(*split(content)))
         assert mmedit.Patch.load(tmp_path / "p.safetensors").name == "cat→dog"
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    (tmp_path / "p.safetensors").write_bytes(originals()[0])
+    patch = mmedit.Patch.load(tmp_path / "p.safetensors")
+    for note in ("x" * MAX_HEADER, "é" * (MAX_HEADER // 2), '"' * (MAX_HEADER // 4)):
+        with pytest.raises(PatchError, match="too large for a patch"):
+            dataclasses.replace(patch, hparams={"note": note}).save(tmp_path / "p.safetensors")
+    assert (tmp_path / "p.safetensors").read_bytes() == originals()[0] and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kB on Linux only")

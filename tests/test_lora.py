@@ -193,6 +193,7 @@ BROKEN = {
     "one layer": (lambda f: rewritten(f, lambda t: {k: v for k, v in t.items() if "layers.4." in k}), "L5 unchanged"),
     "another unit": (lambda f: rewritten(f, lambda t: {k: v.roll(1, 1).contiguous() if "lora_A" in k else v for k, v in t.items()}), "off by up to"),
     "rounded": (lambda f: rewritten(f, lambda t: {k: v.bfloat16().float() for k, v in t.items()}), "off by up to"),
+    "last bit": (lambda f: rewritten(f, lambda t: {k: v * (1 + 2**-22) if "lora_B" in k else v for k, v in t.items()}), "off by up to"),
     "scaled": (lambda f: reconfigured(f, lora_alpha=16), "off by up to"),
 }  # fmt: skip
 

@@ -499,13 +499,14 @@ def test_weights_baked_into_a_compiled_graph_are_refused(untrained: Model, induc
 
 
 def test_the_global_flag_counts_for_what_is_compiled(untrained: Model, inductor: Any) -> None:
-    patch = random_patch(untrained, 0, layers=(3,))
-    with inductor.patch(freezing=True):
-        with patch.applied(untrained):
-            pass
-        untrained.model.compile(backend="eager")
-        with patch.applied(untrained):
-            pass
-        untrained.model.compile()
-        with pytest.raises(ModelError, match="freezing"):
-            patch.apply(untrained)
+    patch, mlp = random_patch(untrained, 0, layers=(3,)), untrained.model.model.language_model.layers[3].mlp
+    with inductor.patch(freezing=True), patch.applied(untrained):  # nothing is compiled
+        pass
+    mlp.compile(backend="eager")
+    with inductor.patch(freezing=True), patch.applied(untrained):  # not by inductor
+        pass
+    mlp.compile()
+    with patch.applied(untrained):
+        pass
+    with inductor.patch(freezing=True), pytest.raises(ModelError, match="freezing"):
+        patch.apply(untrained)

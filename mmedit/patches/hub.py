@@ -182,7 +182,7 @@ def code(text: object) -> str:
         >>> print(code("<b>`cat`" + chr(10) + "# dog"))
         `<b>'cat' # dog`
     """
-    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
+    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in str(text))
     cut = shown if len(shown) <= LONGEST else shown[:LONGEST] + "…"
     return f"`{cut.replace('`', chr(39)).strip() or '?'}`"
 

@@ -199,7 +199,7 @@ def _elected(site: Site, units: Tensor, parts: Sequence[Entry]) -> Tensor:
     for part in parts:
         edited, rows = part.patch.deltas[site]
         place, vote = torch.searchsorted(units, edited), part.scale * rows
-        agrees = (vote.sign() == sign[place]) & (vote != 0)
+        agrees = vote.sign() == sign[place]
         total[place] += torch.where(agrees, vote, 0)
         voters[place] += agrees
     return total / voters.clamp(min=1)
