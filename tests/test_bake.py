@@ -267,11 +267,13 @@ def test_a_name_that_is_right_already_stays_as_in_loading(tmp_path: Path, model:
 
 @pytest.mark.parametrize("link", ["copy", "hard"])
 def test_links_share_only_what_does_not_change(source: Path, model: Llava, tmp_path: Path, link: Any) -> None:
+    before = files(source)
     mmedit.bake(source, [sparse_patch(model)], tmp_path / "baked", link=link)
-    before, after = files(source), files(tmp_path / "baked")
+    after = files(tmp_path / "baked")
     shared = {name for name in after if (source / name).samefile(tmp_path / "baked" / name)}
     unchanged = {name for name in after if after[name] == before[name] and name.startswith("model-")}
     assert shared == (unchanged if link == "hard" else set()) and len(unchanged) > 1
+    assert files(source) == before != after
 
 
 def test_reflinks_are_made_or_refused(source: Path, model: Llava, tmp_path: Path, monkeypatch: Any) -> None:
@@ -393,16 +395,21 @@ def test_a_damaged_or_unsafe_checkpoint_is_refused(source: Path, model: Llava, t
 
 
 class Evil:
+    """What makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/mmedit-was-here",)
+        return os.mkdir, (str(self.folder),)
 
 
 def test_nothing_is_unpickled(tmp_path: Path, model: Llava) -> None:
     save_bin(model, tmp_path / "source")
-    torch.save({"weight": Evil()}, tmp_path / "source" / "pytorch_model.bin")
+    torch.save({"weight": Evil(tmp_path / "was here")}, tmp_path / "source" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="cannot read this weight file"):
         mmedit.bake(tmp_path / "source", [sparse_patch(model)], tmp_path / "baked")
-    assert not Path("/tmp/mmedit-was-here").exists()
+    assert not (tmp_path / "was here").exists()
     torch.save({"weight": [1, 2]}, tmp_path / "source" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="damaged checkpoint"):
         mmedit.bake(tmp_path / "source", [sparse_patch(model)], tmp_path / "baked")

@@ -70,9 +70,8 @@ class WOut:
 
     @property
     def d_ffn(self) -> int:
-        return int(
-            getattr(self.module, "in_features", None) or self.matrix.shape[0]
-        )  # packed weights have other shapes
+        # the module's own word first: packed weights have other shapes
+        return int(getattr(self.module, "in_features", None) or self.matrix.shape[0])
 
     @property
     def d_model(self) -> int:
@@ -119,9 +118,7 @@ class Architecture:
         self.n_layers = len(self.layers)  # type: ignore[arg-type]
         first = next(iter(self.w_outs.values()))
         self.d_model, self.d_ffn = first.d_model, first.d_ffn
-        self.direct: dict[
-            Site, bool | None
-        ] = {}  # what models/probe.py found: whether W_out adds to the residual as it is
+        self.direct: dict[Site, bool | None] = {}  # whether W_out adds to the residual as it is, by models/probe.py
         self.image_token_id: int | None = getattr(config, "image_token_id", None)
         if self.image_token_id is None:
             self.image_token_id = getattr(config, "image_token_index", None)

@@ -81,11 +81,11 @@ class Stored:
     def write(self, rows: slice, columns: slice, block: Tensor) -> None:
         """Overwrite a rectangle in the file; the bytes around it stay."""
         assert self.offset is not None, "a .bin is never written"
-        size, lines = self.dtype.itemsize, block.contiguous().view(torch.uint8).numpy()
+        size, stride = self.dtype.itemsize, self.n_columns * self.dtype.itemsize
+        start = self.offset + rows.start * stride + columns.start * size
         with self.file.open("r+b", buffering=0) as file:
-            for number, line in enumerate(lines, rows.start):
-                place = self.offset + (number * self.n_columns + columns.start) * size
-                left = line.data
+            for number, line in enumerate(block.contiguous().view(torch.uint8).numpy()):
+                place, left = start + number * stride, line.data
                 while left:  # a part is written where the disk becomes full, and then the rest is an error
                     done = os.pwrite(file.fileno(), left, place)
                     place, left = place + done, left[done:]

@@ -228,9 +228,7 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
         finally:
             _take_out(live, ours)
     finally:
-        _take_out(
-            live, ours
-        )  # again, for a Ctrl-C on the threshold of the first; otherwise there is nothing left to do
+        _take_out(live, ours)  # again, for a Ctrl-C on the threshold of the first; else nothing is left to do
 
 
 def _take_out(live: Stack, ours: Mapping[str, Entry]) -> None:

@@ -61,7 +61,19 @@ class LoraExport:
 
 
 def to_lora(patch: Patch, folder: str | Path, vlm: Any = None) -> LoraExport:
-    """Write a patch as a PEFT adapter; see `Patch.to_lora`."""
+    """Write a patch as a PEFT adapter; see `Patch.to_lora`.
+
+    Example:
+        >>> import mmedit, tempfile
+        >>> vlm, site, units = mmedit.load("iconworld-llava"), mmedit.Site(2), torch.tensor([7])
+        >>> rows = Stack.of(vlm).base_rows(site, units)
+        >>> patch = Patch({site: (units, torch.ones(1, 128))}, {site: rows}, Base.of(vlm))
+        >>> folder = Path(tempfile.mkdtemp(), "adapter")
+        >>> patch.to_lora(folder, vlm).target_modules
+        ('model.language_model.layers.2.mlp.down_proj',)
+        >>> Patch.from_lora(folder, vlm).digest == patch.digest
+        True
+    """
     rank = _rank(patch)
     with new_folder(folder) as part:
         if vlm is None:

@@ -175,9 +175,7 @@ def _thinned(patch: Patch, method: str, density: float | None, seed: int) -> Pat
         thin = {site: torch.where(rows.abs() >= least, rows, 0) for site, (_, rows) in patch.deltas.items()}
     else:
         number = int.from_bytes(hashlib.sha256(f"{seed}:{patch.digest}".encode()).digest()[:7], "big")
-        draw = torch.Generator().manual_seed(
-            number
-        )  # the patch's own, so that the order of the patches does not matter
+        draw = torch.Generator().manual_seed(number)  # the patch's own: the order of patches does not matter
         thin = {
             site: torch.where(torch.rand(rows.shape, generator=draw) < density, rows / density, 0)
             for site, (_, rows) in patch.deltas.items()

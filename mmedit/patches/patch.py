@@ -201,6 +201,9 @@ class Patch:
             folder: of the adapter.
             vlm: the base, a VisionLanguageModel or a bare transformers model; its rows become the patch's base rows.
 
+        Returns:
+            The patch; after `to_lora` the same one, under its edits' names.
+
         Raises:
             PatchError: if the adapter is damaged, is more than a plain LoRA, or changes other modules than W_outs.
             ModelError: if the model's weights are quantised or offloaded.
