@@ -14,9 +14,6 @@ import mmedit
 from mmedit.testbed import Thing, benchmark_pictures
 from mmedit.testbed.checkpoint import build_llava, build_processor
 
-FIXTURES = Path(__file__).parent.parent.parent / "shared" / "fixtures"
-"""Numbers that the original implementations computed; tests of them are skipped where the folder is absent."""
-
 
 @pytest.fixture(scope="session")
 def trained() -> mmedit.VisionLanguageModel:

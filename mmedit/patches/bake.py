@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -25,8 +24,6 @@ from mmedit.patches.checkpoint_files import stored_tensors
 from mmedit.patches.new_folder import Link, check_free, new_folder, place
 from mmedit.patches.patch import Patch
 from mmedit.patches.rows import Entry, check_model, check_rows, edited_rows, units_of
-
-N_COPIERS = 2  # files copied at a time
 
 
 @dataclass(frozen=True)
@@ -101,17 +98,13 @@ def bake(
     checkpoint = open_checkpoint(model, revision)
     _check_outside(Path(output), checkpoint.folder)
     changes = _changes(checkpoint, entries)
-    edited = {change.w_out.stored.file for change in changes}
-    kinds: dict[Path, Link] = {s: "copy" if s in edited and link == "hard" else link for s in checkpoint.shards}
     with new_folder(output) as part:
         _copy_others(part, checkpoint, link)
-        with ThreadPoolExecutor(N_COPIERS) as pool:
-            files = pool.map(lambda shard: _copy_shard(part, shard, kinds[shard]), checkpoint.shards)
-            shards = tqdm(checkpoint.shards, desc="weight files", disable=None, leave=False)
-            for shard, file in zip(shards, files, strict=True):
-                for change in changes:  # while the next files are copied, and this one is still in memory
-                    if change.w_out.stored.file == shard:
-                        _edit(file, change, entries)
+        for shard in tqdm(checkpoint.shards, desc="weight files", disable=None, leave=False):
+            ours = [change for change in changes if change.w_out.stored.file == shard]
+            file = _copy_shard(part, shard, "copy" if ours and link == "hard" else link)
+            for change in ours:  # while the copy is still in memory
+                _edit(file, change, entries)
     rows = {change.w_out.stored.name: len(change.units) for change in changes}
     return Baked(Path(output), rows, tuple(str(path.relative_to(checkpoint.folder)) for path in checkpoint.left_out))
 
