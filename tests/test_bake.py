@@ -529,8 +529,10 @@ def test_only_remains_are_cleaned_up(tmp_path: Path) -> None:
 
 
 SERVER = """
-import os, sys, time, torch, mmedit
+import os, signal, sys, threading, time, torch, tqdm, mmedit
 torch.set_num_threads(1)
+tqdm.tqdm.monitor_interval = 0  # no thread beside ours when we fork
+tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one that is killed keeps it for ever
 source, target, patch = sys.argv[1], sys.argv[2], mmedit.Patch.load(sys.argv[3])
 
 def kill_at(number):
@@ -550,6 +552,7 @@ print(time.perf_counter() - start, flush=True)
 for line in sys.stdin:
     child = os.fork()
     if not child:
+        signal.alarm(60)  # a baker that hangs is a failure, not a wait
         if int(line):
             kill_at(int(line))
         code = 1

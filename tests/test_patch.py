@@ -141,6 +141,14 @@ def test_save_then_load_is_the_same_patch(untrained: mmedit.VisionLanguageModel,
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
+def test_sites_may_share_a_tensor(untrained: mmedit.VisionLanguageModel, tmp_path: Path) -> None:
+    units, rows = torch.tensor([3, 9]), torch.randn(2, 128)
+    base = {mmedit.Site(layer): untrained.architecture.w_out(mmedit.Site(layer)).rows(units) for layer in (1, 2)}
+    patch = mmedit.Patch({site: (units, rows) for site in base}, base, Base.of(untrained))
+    patch.save(tmp_path / "p.safetensors")
+    assert mmedit.Patch.load(tmp_path / "p.safetensors").digest == patch.digest
+
+
 def test_the_file_is_format_1(
     vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest, tmp_path: Path
 ) -> None:

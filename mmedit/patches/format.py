@@ -57,7 +57,7 @@ def save_patch(patch: Patch, path: str | Path) -> None:
         for key, value in metadata.items()
     }
     with replacing(path) as part:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part, texts)
+        save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, part, texts)  # none shared
         check_size(part)
 
 
