@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mmedit.testbed.language import Turn, captions, facts, questions
-from mmedit.testbed.world import NOUNS, SIZE, scene
+from mmedit.testbed.world import SIZE, scene
 
 PATCH = 8  # pixels a side of one image token
 N_VOCAB = 528
@@ -102,6 +102,3 @@ def turn_texts(turn: Turn, with_image: bool) -> tuple[str, str]:
     """A turn as the text before the answer and the answer, exactly as the chat template and the answer prefix give it."""
     image, prefix = "<image>\n" if with_image else "", f" {turn.prefix}" if turn.prefix else ""
     return f"USER: {image}{turn.prompt} ASSISTANT:{prefix}", f" {turn.answer}"
-
-
-__all__ = ["build_llava", "build_processor", "train_tokenizer", "turn_texts", "NOUNS"]
