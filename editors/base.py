@@ -59,6 +59,22 @@ class Editor(ABC):
             return cls(from_mapping(cls.Hparams, dict(source), "the given hyperparameters"))
         return cls(load_hparams(cls.Hparams, source, cls.name))
 
+    def with_hparams(self: E, **changes: Any) -> E:
+        """The same editor with some hyperparameters changed.
+
+        Args:
+            changes: new values by name.
+
+        Raises:
+            HparamsError: if the editor has no such hyperparameter, or a value is of the wrong type or out of range.
+
+        Example:
+            >>> import mmedit
+            >>> mmedit.editors.MMNeurons().with_hparams(scorer="random").hparams.scorer
+            'random'
+        """
+        return self.from_hparams(dataclasses.asdict(self.hparams) | changes)
+
     @abstractmethod
     def locate(self, vlm: VisionLanguageModel, request: EditRequest) -> NeuronRanking:
         """Rank the neurons that write the request's source, best first.

@@ -27,6 +27,7 @@ from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
+from mmedit.scorers import SCORERS, Scorer, as_scorer
 from mmedit.sightings import Sighting, source_sightings
 
 Penalty = Literal["l2", "squared_l2"]
@@ -37,7 +38,7 @@ class MMNeuronsHparams:
     """Hyperparameters of Algorithm 1; the defaults are those of the paper's appendix B.3."""
 
     neurons_per_edit: int = 5
-    """How many neurons to change, the best by contribution score."""
+    """How many neurons to change, the best by the scorer."""
     lr: float = 1e-3
     """Step size of the gradient descent."""
     epochs: int = 1000
@@ -48,6 +49,11 @@ class MMNeuronsHparams:
     """`l2` for ‖Δw‖ as in the paper, `squared_l2` for ‖Δw‖²."""
     solver: str = "closed_form"
     """`closed_form`, or `gradient_descent` step by step, with the same result."""
+    scorer: str = "contribution"
+    """What neurons are chosen by: `contribution` as in the paper; its baselines `activation` (Base) and `attribution` (Mmns);
+    `random` as the control. Algorithm 1 is the same for all."""
+    seed: int = 0
+    """Of the random neurons."""
     activation: str = "w_out_input"
     """`w_out_input` is what W_out sees; `act_fn` is what the authors' code records (no up factor)."""
     final_norm: str = "ignore"
@@ -59,32 +65,23 @@ class MMNeuronsHparams:
 
     def __post_init__(self) -> None:
         choices = {
-            "penalty": ("l2", "squared_l2"),
-            "solver": ("closed_form", "gradient_descent"),
-            "activation": ("w_out_input", "act_fn"),
-            "final_norm": ("ignore", "fold"),
-        }
+            "scorer": tuple(SCORERS), "penalty": ("l2", "squared_l2"), "solver": ("closed_form", "gradient_descent"),
+            "activation": ("w_out_input", "act_fn"), "final_norm": ("ignore", "fold"),
+        }  # fmt: skip
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise HparamsError(
-                    "a hyperparameter out of range",
-                    where=name,
-                    got=repr(getattr(self, name)),
-                    expected=" or ".join(allowed),
-                )
-        for name, least in {"neurons_per_edit": 1, "epochs": 1, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise HparamsError(
-                    "a hyperparameter out of range", where=name, got=getattr(self, name), expected=f"{least} or more"
-                )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise HparamsError("a hyperparameter out of range", where="lr", got=self.lr, expected="above 0")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise HparamsError("a hyperparameter out of range", where="beta", got=self.beta, expected="0 or more")
-        if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise HparamsError(
-                "a hyperparameter out of range", where="layers", got=self.layers, expected="layer numbers from 0"
-            )
+            self._check(name, getattr(self, name) in allowed, " or ".join(allowed))
+        for name, least in {"neurons_per_edit": 1, "seed": 0, "epochs": 1, "batch_size": 1}.items():
+            self._check(name, getattr(self, name) >= least, f"{least} or more")
+        self._check("lr", math.isfinite(self.lr) and self.lr > 0, "above 0")
+        self._check("beta", math.isfinite(self.beta) and self.beta >= 0, "0 or more")
+        self._check("layers", self.layers is None or (self.layers and min(self.layers) >= 0), "layer numbers from 0")
+        folds = self.final_norm == "ignore" or as_scorer(self.scorer).folds
+        self._check("final_norm", folds, f"ignore, with the scorer {self.scorer!r}")
+
+    def _check(self, name: str, holds: object, expected: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise HparamsError("a hyperparameter out of range", where=name, got=repr(value), expected=expected)
 
 
 def closed_form(
@@ -148,7 +145,7 @@ SOLVERS = {"closed_form": closed_form, "gradient_descent": gradient_descent}
 
 
 class MMNeurons(Editor):
-    """Locate multi-modal neurons by contribution score and edit the best with Algorithm 1.
+    """Locate multi-modal neurons, by contribution score unless told otherwise, and edit the best with Algorithm 1.
 
     Args:
         hparams: `MMNeuronsHparams`; the paper's values when None.
@@ -175,7 +172,7 @@ class MMNeurons(Editor):
         Raises:
             RequestError: if the source is not in a picture's caption; it shows the caption and its nouns.
         """
-        return rank(vlm, [self._sightings(vlm, request)])[0]
+        return rank(vlm, [self._sightings(vlm, request)], scorer=self._scorer)[0]
 
     def execute(self, vlm: VisionLanguageModel, request: EditRequest, neurons: Sequence[Neuron] | None = None) -> Patch:
         """Work out Δw for the best neurons; the model is not touched.
@@ -193,7 +190,10 @@ class MMNeurons(Editor):
         """
         hp = self.hparams
         seen = self._sightings(vlm, request)
-        ranking = rank(vlm, [seen], k=hp.neurons_per_edit)[0] if neurons is None else rank_given(vlm, seen, neurons)
+        if neurons is None:
+            ranking = rank(vlm, [seen], hp.neurons_per_edit, scorer=self._scorer)[0]
+        else:
+            ranking = rank_given(vlm, seen, neurons, scorer=self._scorer)
         target_id = self._target_id(vlm, seen[0], request)
         w_u = vlm.architecture.w_u
         v0, v1 = (w_u[token].double().cpu() for token in (ranking.token_id, target_id))
@@ -208,12 +208,16 @@ class MMNeurons(Editor):
         }  # fmt: skip
         return make_patch(vlm, self, ranking.neurons, delta.float(), [edit])
 
+    @property
+    def _scorer(self) -> Scorer:
+        return as_scorer(self.hparams.scorer, self.hparams.seed)
+
     def _sightings(self, vlm: VisionLanguageModel, request: EditRequest) -> list[Sighting]:
         hp = self.hparams
-        return source_sightings(
-            vlm, request.images, request.source, request.prompt,
-            activation=hp.activation, final_norm=hp.final_norm, layers=hp.layers, batch_size=hp.batch_size,
+        options = self._scorer.options(
+            vlm.architecture, activation=hp.activation, final_norm=hp.final_norm, layers=hp.layers, batch_size=hp.batch_size,
         )  # fmt: skip
+        return source_sightings(vlm, request.images, request.source, request.prompt, **options)
 
     def _target_id(self, vlm: VisionLanguageModel, sighting: Sighting, request: EditRequest) -> int:
         """The first token of the target where the source stands; says so when a word has several."""

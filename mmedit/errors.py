@@ -40,6 +40,10 @@ class ImageError(MmeditError):
     """A picture that is missing, broken or of a kind that cannot be read."""
 
 
+class DataError(MmeditError):
+    """A benchmark or a list of pictures that is not in the format that it should be in."""
+
+
 class ModelError(MmeditError):
     """A model that cannot be found, loaded or edited."""
 

@@ -1,7 +1,7 @@
-"""Which neurons write a word: contribution scores (Pan et al., Eq. 2), with no gradients and no second forward pass.
+"""Which neurons write a word: caption, score every neuron where the word is said, rank.
 
-The score of neuron i of layer l for token t is s = o[l,i] · (W_out[l][i] · W_U[:,t]), with o taken where t is predicted.
-Only the columns of W_U that are asked for are multiplied, so scoring is one read of each W_out.
+The scorer decides what makes a neuron one of the word's (`mmedit/scorers/`); contribution scores (Pan et al., Eq. 2) unless
+another is asked for.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mmedit.concepts import Occurrence
-from mmedit.errors import RequestError
-from mmedit.models.architecture import Architecture
+from mmedit.errors import ModelError, RequestError
 from mmedit.models.vlm import Generation, VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, RankedNeuron, Site
 from mmedit.nouns import noun_tokens
 from mmedit.requests import Prompt, as_list
+from mmedit.scorers import Scorer, as_scorer
 from mmedit.sightings import Sighting, sightings, source_sightings
 
 
@@ -28,26 +28,36 @@ def locate_word(
     source: str,
     prompt: str | Prompt | None = None,
     *,
+    scorer: str | Scorer = "contribution",
+    seed: int = 0,
     k: int = 100,
     n_tokens: int = 10,
     **options: Any,
 ) -> NeuronRanking:
-    """Rank the neurons that write a source word, over one picture or several.
+    """Rank neurons for a source word, over one picture or several.
 
     Args:
         vlm: the model.
         images: pictures that show the source.
         source: a word of each picture's caption.
         prompt: as for `vlm.caption`.
+        scorer: `contribution`, o · (W_out[i] · W_U[:, t]) where the word's token t is predicted (Pan et al., Eq. 2);
+            `activation`, o at the prompt's last token (their baseline *Base*); `attribution`, the greatest activation ×
+            gradient over the image positions (*Mmns*, Schwettmann et al. 2023), by one backward pass for each occurrence;
+            `random`; or a `mmedit.scorers.Scorer`.
+        seed: for `random`.
         k: how many neurons to keep.
         n_tokens: how many tokens of each neuron to show.
         options: `activation`, `final_norm`, `layers`, `batch_size`, as for `sightings`.
 
     Returns:
-        The ranking over all layers, scores averaged over all occurrences of the source.
+        The ranking over all layers, scores averaged over all occurrences of the source. Its activations are those where the
+        word is predicted, whatever the scorer looks at.
 
     Raises:
-        RequestError: if the source is not in a caption; it shows the caption and its nouns.
+        RequestError: if the source is not in a caption (it shows the caption and its nouns), or an option is unknown or
+            means nothing to the scorer.
+        ModelError: for `attribution` with a model that has no image positions; for scores that are not finite.
 
     Example:
         >>> import mmedit
@@ -57,7 +67,9 @@ def locate_word(
         >>> len(ranking), ranking.captions == (caption,)
         (5, True)
     """
-    return rank(vlm, [source_sightings(vlm, images, source, prompt, **options)], k, n_tokens)[0]
+    method = as_scorer(scorer, seed)
+    seen = source_sightings(vlm, images, source, prompt, **method.options(vlm.architecture, **options))
+    return rank(vlm, [seen], k, n_tokens, method)[0]
 
 
 def locate_nouns(
@@ -65,6 +77,8 @@ def locate_nouns(
     images: Any,
     prompt: str | Prompt | None = None,
     *,
+    scorer: str | Scorer = "contribution",
+    seed: int = 0,
     k: int = 100,
     n_tokens: int = 10,
     **options: Any,
@@ -75,6 +89,8 @@ def locate_nouns(
         vlm: the model.
         images: one picture or several.
         prompt: as for `vlm.caption`.
+        scorer: as for `locate_word`.
+        seed: for `random`.
         k: how many neurons to keep for each noun.
         n_tokens: how many tokens of each neuron to show.
         options: as for `locate_word`.
@@ -83,7 +99,8 @@ def locate_nouns(
         For each picture, one ranking per noun in reading order.
 
     Raises:
-        RequestError: for an empty list of pictures or an option out of range.
+        RequestError: for an empty list of pictures, or an option that is unknown or out of range.
+        ModelError: as for `locate_word`.
 
     Example:
         >>> import mmedit
@@ -98,81 +115,52 @@ def locate_nouns(
         ids, found = generation.ids, noun_tokens(generation.ids, vlm.tokenizer)
         return [Occurrence(n.noun.text, n.noun.start, n.index, ids[n.index], n.n_tokens) for n in found]
 
-    seen = sightings(vlm, images, choose, prompt, **options)
+    method = as_scorer(scorer, seed)
+    seen = sightings(vlm, images, choose, prompt, **method.options(vlm.architecture, **options))
     rankings: list[list[NeuronRanking]] = [[] for _ in as_list(images)]
-    for sighting, ranking in zip(seen, rank(vlm, [[sighting] for sighting in seen], k, n_tokens), strict=True):
+    for sighting, ranking in zip(seen, rank(vlm, [[sighting] for sighting in seen], k, n_tokens, method), strict=True):
         rankings[sighting.picture].append(ranking)
     return rankings
 
 
-def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
-    """Contribution scores, Eq. 2.
-
-    Args:
-        o: activations `[n, d_ffn]`.
-        w_out: `[d_ffn, d_model]`.
-        directions: for each activation vector the direction that writes its token, a column of W_U `[n, d_model]`.
-
-    Returns:
-        Scores `[n, d_ffn]` in float32.
-
-    Example:
-        >>> contribution(torch.tensor([[2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 5.0]]))
-        tensor([[6.]])
-    """
-    distinct, which = torch.unique(directions, dim=0, return_inverse=True)
-    scores: Tensor = o.float() * (distinct.float() @ w_out.float().T)[which]
-    return scores
-
-
-def score(architecture: Architecture, seen: Sequence[Sighting]) -> dict[Site, Tensor]:
-    """The contribution of every neuron to each sighting's token, `{site: [n_sightings, d_ffn]}`."""
-    w_u = architecture.w_u
-    columns = w_u[[s.occurrence.token_id for s in seen]].float()
-    gains = [s.gain for s in seen if s.gain is not None]
-    directions = columns * torch.stack(gains).to(columns.device) if gains else columns
-    scores = {}
-    with torch.inference_mode():
-        for site in seen[0].activations:
-            matrix = architecture.w_out(site).matrix
-            o = torch.stack([s.activations[site] for s in seen]).to(matrix.device)
-            scores[site] = contribution(o, matrix, directions.to(matrix.device)).cpu()
-    return scores
-
-
 def rank(
-    vlm: VisionLanguageModel, words: Sequence[Sequence[Sighting]], k: int = 100, n_tokens: int = 10
-) -> list[NeuronRanking]:
-    """Rank neurons over all layers for several words at once, with one read of each W_out.
+    vlm: VisionLanguageModel, words: Sequence[Sequence[Sighting]], k: int = 100, n_tokens: int = 10,
+    scorer: str | Scorer = "contribution",
+) -> list[NeuronRanking]:  # fmt: skip
+    """Rank neurons over all layers for several words at once; by contribution, with one read of each W_out.
 
     Args:
         vlm: the model.
         words: for each word its sightings, in one picture or several.
         k: how many neurons to keep for each word.
         n_tokens: how many of the tokens that each neuron writes to show.
+        scorer: as for `locate_word`; the sightings were made with its `options`.
 
     Returns:
         For each word its ranking, by the mean score over its sightings.
 
     Raises:
-        RequestError: if `k` is below 1.
+        RequestError: if `k` is below 1, or there is no such scorer.
+        ModelError: if a score is not a finite number.
     """
+    method = as_scorer(scorer)
     if k < 1:
         raise RequestError("a ranking holds at least one neuron", got=f"k={k}", expected="1 or more")
     if not words:
         return []
-    scores = score(vlm.architecture, [sighting for seen in words for sighting in seen])
+    scores = method.scores(vlm, [sighting for seen in words for sighting in seen])
     rankings, start = [], 0
     for seen in words:
         means = {site: values[start : start + len(seen)].mean(0) for site, values in scores.items()}
         start += len(seen)
-        rankings.append(_ranking(vlm, seen, _best(means, k), n_tokens))
+        rankings.append(_ranking(vlm, seen, _best(means, k), n_tokens, method))
     return rankings
 
 
 def rank_given(
-    vlm: VisionLanguageModel, seen: Sequence[Sighting], neurons: Sequence[Neuron], n_tokens: int = 10
-) -> NeuronRanking:
+    vlm: VisionLanguageModel, seen: Sequence[Sighting], neurons: Sequence[Neuron], n_tokens: int = 10,
+    scorer: str | Scorer = "contribution",
+) -> NeuronRanking:  # fmt: skip
     """Score neurons of the user's choice for one word, in place of the best ones.
 
     Args:
@@ -180,6 +168,7 @@ def rank_given(
         seen: sightings of the word.
         neurons: which neurons, each once.
         n_tokens: how many of the tokens that each neuron writes to show.
+        scorer: as for `rank`.
 
     Returns:
         The ranking of these neurons alone.
@@ -187,7 +176,8 @@ def rank_given(
     Raises:
         RequestError: if the list is empty, a neuron stands there twice, or it is not among the layers that were looked at.
     """
-    scores = score(vlm.architecture, seen)
+    method = as_scorer(scorer)
+    scores = method.scores(vlm, seen)
     for neuron in neurons:
         vlm.architecture.check(neuron)
     if not neurons or len(set(neurons)) < len(neurons) or any(neuron.site not in scores for neuron in neurons):
@@ -197,7 +187,7 @@ def rank_given(
             expected=f"neurons of {', '.join(map(str, scores))}",
         )
     best = [(neuron, float(scores[neuron.site][:, neuron.unit].mean())) for neuron in neurons]
-    return _ranking(vlm, seen, sorted(best, key=lambda item: (-item[1], item[0])), n_tokens)
+    return _ranking(vlm, seen, sorted(best, key=lambda item: (-item[1], item[0])), n_tokens, method)
 
 
 def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
@@ -205,6 +195,11 @@ def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
     found = []
     for site, mean in means.items():
         values, units = mean.topk(min(k, len(mean)))
+        if not values.isfinite().all():  # what is not a number counts as the greatest
+            raise ModelError(
+                "a neuron's score is not a finite number", where=str(site), got=f"{values[~values.isfinite()][0]}",
+                do="load the model in float32 or bfloat16, and check its weights",
+            )  # fmt: skip
         found += [
             (Neuron(site.layer, unit, site.expert), value)
             for unit, value in zip(units.tolist(), values.tolist(), strict=True)
@@ -213,15 +208,14 @@ def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
 
 
 def _ranking(
-    vlm: VisionLanguageModel, seen: Sequence[Sighting], best: list[tuple[Neuron, float]], n_tokens: int
+    vlm: VisionLanguageModel, seen: Sequence[Sighting], best: list[tuple[Neuron, float]], n_tokens: int, scorer: Scorer
 ) -> NeuronRanking:
     words = top_tokens(vlm, [neuron for neuron, _ in best], n_tokens)
     records = tuple(RankedNeuron(neuron, value, tokens) for (neuron, value), tokens in zip(best, words, strict=True))
     o = tuple(sum(float(s.activations[n.site][n.unit]) for s in seen) / len(seen) for n, _ in best)
-    direct = {vlm.architecture.direct.get(site) for site in seen[0].activations}
-    scorer = "contribution" + (", approximate" if False in direct else ", unchecked" if None in direct else "")
     captions = tuple({s.picture: s.generation.text.strip() for s in seen}.values())
-    return NeuronRanking(records, seen[0].occurrence.word, seen[0].occurrence.token_id, o, scorer, captions)
+    label = scorer.label(vlm.architecture, seen[0])
+    return NeuronRanking(records, seen[0].occurrence.word, seen[0].occurrence.token_id, o, label, captions)
 
 
 def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int = 10) -> list[tuple[str, ...]]:
@@ -235,6 +229,8 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
     Returns:
         For each neuron its tokens, strongest first.
     """
+    if n_tokens == 0:
+        return [() for _ in neurons]
     architecture = vlm.architecture
     w_u = architecture.w_u
     rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons]).float().to(w_u.device)

@@ -119,9 +119,9 @@ class NeuronRanking(Sequence[RankedNeuron]):
         records: the ranked neurons, with the tokens that each one writes most strongly.
         source: the concept that they were ranked for.
         token_id: the first token of the source, as the model wrote it.
-        activations: the activation `o` of each neuron where it was scored (mean over pictures), same order.
-        scorer: how the score was computed; `approximate` where a norm or scale stands between a W_out and the residual
-            stream, `unchecked` where that could not be tried.
+        activations: the activation `o` of each neuron where the source is predicted (mean over its occurrences), same order.
+        scorer: how the score was computed; of contributions, `approximate` where a norm or scale stands between a W_out and
+            the residual stream, `unchecked` where that could not be tried.
         captions: the caption of each picture.
 
     Raises:

@@ -44,7 +44,8 @@ class EditRequest:
 
     Args:
         images: one picture or several that show the source; paths, PIL pictures or arrays.
-        source: the word in the model's caption to be replaced.
+        source: the word in the model's caption to be replaced. None: whatever the model answers now; the target is then
+            its whole new answer, and the edit is made at the first token that differs.
         target: the word to be said instead.
         prompt: the question; the paper's caption prompt when None.
 
@@ -57,7 +58,7 @@ class EditRequest:
     """
 
     images: Any
-    source: str
+    source: str | None
     target: str
     prompt: str | Prompt | None = None
 
@@ -69,14 +70,14 @@ class EditRequest:
                 got=f"images={list(self.images)!r}",
                 do="give a picture in which the model names the source",
             )
-        for name in ("source", "target"):
+        for name in ("target",) if self.source is None else ("source", "target"):
             word = getattr(self, name)
             if not isinstance(word, str) or not word.strip():
                 raise RequestError(
                     f"the {name} of a concept swap is a word", got=repr(word), expected="a non-empty string"
                 )
             object.__setattr__(self, name, word.strip())
-        if self.source.casefold() == self.target.casefold():
+        if self.source is not None and self.source.casefold() == self.target.casefold():
             raise RequestError("source and target are the same word", got=repr(self.source), do="choose another target")
 
     @classmethod
@@ -84,7 +85,8 @@ class EditRequest:
         """Read a request from a mapping, as ROME-style harnesses hand it over.
 
         Args:
-            values: `source` and `target`, `images` or `image`, and optionally `prompt`; other keys are the harness's own.
+            values: `source` and `target`, `images` or `image`, and optionally `prompt`; with a `prompt`, `source` may be left
+                out, as EasyEdit does. Other keys are the harness's own.
 
         Raises:
             RequestError: if one of them is missing.
@@ -94,9 +96,10 @@ class EditRequest:
             'dog'
         """
         images = values.get("images", values.get("image"))
-        missing = [name for name in ("source", "target") if name not in values] + (["images"] if images is None else [])
+        needed = ("target",) if values.get("prompt") else ("source", "target")
+        missing = [name for name in needed if name not in values] + (["images"] if images is None else [])
         if missing:
             raise RequestError(
                 "a request lacks fields", got=f"keys {sorted(map(str, values))}", expected=f"also {', '.join(missing)}"
             )
-        return cls(images, values["source"], values["target"], values.get("prompt"))
+        return cls(images, values.get("source"), values["target"], values.get("prompt"))

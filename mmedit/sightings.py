@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from mmedit.concepts import Occurrence, require_occurrences
-from mmedit.errors import ModelError, RequestError
-from mmedit.models.architecture import Architecture
+from mmedit.errors import RequestError
+from mmedit.models.readout import directions
 from mmedit.models.vlm import Generation, VisionLanguageModel, batches
 from mmedit.neuron import Site
 from mmedit.requests import Prompt
@@ -30,19 +30,26 @@ class Sighting:
         generation: its caption.
         occurrence: the word in it.
         activations: for each site, `o` `[d_ffn]`.
-        gain: how much a unit of the residual stream moves the input of W_U there `[d_model]`; None: ignored, as in the paper.
+        directions: for each site the direction in which it writes the word's token there, to the logit `[d_model]`; empty: W_U's
+            column for all, as in the paper.
+        at_prompt: for each site, `o` at the prompt's last token `[d_ffn]`, shared by the words of a caption; empty unless asked for.
+        image: the picture as it was given; None for a text-only prompt.
+        prompt: as it was given.
     """
 
     picture: int
     generation: Generation
     occurrence: Occurrence
     activations: dict[Site, Tensor] = field(repr=False)
-    gain: Tensor | None = field(default=None, repr=False)
+    directions: dict[Site, Tensor] = field(default_factory=dict, repr=False)
+    at_prompt: dict[Site, Tensor] = field(default_factory=dict, repr=False)
+    image: Any = None
+    prompt: str | Prompt | None = None
 
 
 def sightings(
     vlm: VisionLanguageModel, images: Any, choose: Choose, prompt: str | Prompt | None = None, *, activation: Activation = "w_out_input",
-    final_norm: FinalNorm = "ignore", layers: Sequence[int] | None = None, batch_size: int = 8,
+    final_norm: FinalNorm = "ignore", layers: Sequence[int] | None = None, batch_size: int = 8, at_prompt: bool = False,
 ) -> list[Sighting]:  # fmt: skip
     """Caption pictures and keep the activations at the chosen words.
 
@@ -52,15 +59,18 @@ def sightings(
         choose: from a picture's number and caption to the words of interest in it.
         prompt: as for `vlm.caption`.
         activation: `w_out_input`, or `act_fn` for what the authors' code records (without the up factor).
-        final_norm: `fold` also records the gain of the final norm.
+        final_norm: `fold` also follows what each site writes through norms, scales and a softcap to the logit, with the
+            norms' scales held where they were.
         layers: decoder layers to look at; all when None.
         batch_size: pictures per batch.
+        at_prompt: also keep the activations at the prompt's last token.
 
     Returns:
         The sightings in order of pictures.
 
     Raises:
         RequestError: if a layer does not exist, an option is unknown, or `choose` says so.
+        ModelError: for `fold`, if the model has no norm before the unembedding.
     """
     if final_norm not in ("ignore", "fold") or activation not in ("w_out_input", "act_fn"):
         raise RequestError(
@@ -69,22 +79,19 @@ def sightings(
             expected="w_out_input or act_fn; ignore or fold",
         )
     sites, kept, done = vlm.architecture.sites_of(None if layers is None else list(layers)), [], 0
-    with Trace(vlm.architecture, sites, activation, residual=final_norm == "fold") as trace:
+    with Trace(vlm.architecture, sites, activation, norms=final_norm == "fold") as trace:
         for batch in batches(images, batch_size):
             generations = vlm.generate_batch(vlm.inputs(batch, prompt))
             for row, generation in enumerate(generations):
-                for occurrence in choose(done + row, generation):
+                words = choose(done + row, generation)
+                first = {site: trace.at(site, 0, row) for site in sites} if at_prompt and words else {}
+                for occurrence in words:
                     step = occurrence.index
-                    gain = norm_gain(vlm.architecture, trace.residual_at(step, row)) if final_norm == "fold" else None
-                    kept.append(
-                        Sighting(
-                            done + row,
-                            generation,
-                            occurrence,
-                            {site: trace.at(site, step, row) for site in sites},
-                            gain,
-                        )
-                    )
+                    inputs, token = partial(trace.entered, step=step, row=row), occurrence.token_id
+                    ways = directions(vlm.architecture, token, inputs, sites) if final_norm == "fold" else {}
+                    activations = {site: trace.at(site, step, row) for site in sites}
+                    image = None if batch is None else batch[row]
+                    kept.append(Sighting(done + row, generation, occurrence, activations, ways, first, image, prompt))
             done += len(generations)
             trace.clear()
     return kept
@@ -99,29 +106,3 @@ def source_sightings(
         return require_occurrences(generation.ids, source, vlm.tokenizer, where=f"picture {picture}")
 
     return sightings(vlm, images, choose, prompt, **options)
-
-
-def norm_gain(architecture: Architecture, residual: Tensor) -> Tensor:
-    """How much each component of the residual stream is scaled on its way to W_U, with the norm's scale held fixed.
-
-    Args:
-        architecture: whose final norm it is.
-        residual: what enters that norm `[d_model]`.
-
-    Returns:
-        `[d_model]` in float32, with which `W_U · (gain ⊙ residual)` is the logit, for RMS norms exactly.
-
-    Raises:
-        ModelError: if the model has no final norm, or one that also centres its input.
-    """
-    norm = architecture.final_norm
-    if norm is None or isinstance(norm, torch.nn.LayerNorm):
-        raise ModelError(
-            "final_norm='fold' needs an RMS norm before the unembedding",
-            got=type(norm).__name__,
-            do="use final_norm='ignore', as the paper does",
-        )
-    x = residual.float()
-    with torch.inference_mode():
-        normed = norm(residual).float()
-    return torch.where(x == 0, torch.zeros_like(x), normed / torch.where(x == 0, torch.ones_like(x), x))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmedit.errors import ModelError
-from mmedit.models.architecture import Architecture, WOut
+from mmedit.models.architecture import Architecture
 from mmedit.neuron import Site
 
 Activation = Literal["w_out_input", "act_fn"]
@@ -27,7 +27,7 @@ class Trace:
         sites: which W_outs to record; all when None.
         activation: `w_out_input` is what enters W_out, for a gated FFN act(gate)·up; `act_fn` is act(gate) alone, which
             the code published with the paper records.
-        residual: also record what enters the final norm.
+        norms: also record what enters the norms between these W_outs and the logits.
 
     Raises:
         ModelError: on entering, if `act_fn` is asked for and a layer has none as a module.
@@ -47,13 +47,17 @@ class Trace:
         architecture: Architecture,
         sites: Iterable[Site] | None = None,
         activation: Activation = "w_out_input",
-        residual: bool = False,
+        norms: bool = False,
     ) -> None:
-        self.architecture, self.activation, self.residual = architecture, activation, residual
+        self.architecture, self.activation = architecture, activation
         self.sites = sorted(architecture.w_outs) if sites is None else list(sites)
-        self._steps: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
-        self._residuals: list[Tensor] = []
+        self._w_outs = {site: architecture.w_out(site) for site in self.sites}
+        self._records: dict[nn.Module, dict[int, Any]] = {w_out.module: {} for w_out in self._w_outs.values()}
+        self._norms = architecture.norms_after(self.sites) if norms else []
+        self._entered: dict[nn.Module, dict[int, Tensor]] = {norm: {} for norm in self._norms}
+        self._n_steps = 0
         self._shape = (0, 0)  # pictures and positions of the current call; some W_outs see them flattened
+        self._words: Tensor | None = None  # each picture's positions that are words, where some W_outs see only these
         self._handles: list[Any] = []
 
     def __enter__(self) -> Trace:
@@ -61,10 +65,10 @@ class Trace:
             self._handles.append(
                 next(self.architecture.layers.children()).register_forward_pre_hook(self._see_shape, with_kwargs=True)
             )
-            for site in self.sites:
-                self._hook(self.architecture.w_out(site))
-            if self.residual and self.architecture.final_norm is not None:
-                self._handles.append(self.architecture.final_norm.register_forward_pre_hook(self._see_residual))
+            for w_out in {w_out.module: w_out for w_out in self._w_outs.values()}.values():  # experts share a module
+                self._handles.append(w_out.capture(self._last, partial(self._keep, w_out.module), self.activation))
+            for norm in self._norms:
+                self._handles.append(norm.register_forward_pre_hook(self._see_norm))
         except BaseException:
             self.remove()
             raise
@@ -83,45 +87,40 @@ class Trace:
 
     def activations(self, site: Site) -> Tensor:
         """What was recorded at a site, `[steps, pictures, d_ffn]`."""
-        return torch.stack(self._steps[site])
+        steps, rows = range(self._n_steps), range(self._shape[0])
+        return torch.stack([torch.stack([self.at(site, step, row) for row in rows]) for step in steps])
 
     def at(self, site: Site, step: int, row: int) -> Tensor:
         """What was recorded at a site when one new token of one picture was predicted, `[d_ffn]`."""
-        return self._steps[site][step][row].clone()
+        w_out = self._w_outs[site]
+        return w_out.recorded(self._records[w_out.module][step], row)
 
-    def residual_at(self, step: int, row: int) -> Tensor:
-        """What entered the final norm there, `[d_model]`."""
-        return self._residuals[step][row].clone()
+    def entered(self, norm: nn.Module, step: int, row: int) -> Tensor:
+        """What entered a norm there, `[d_model]`."""
+        return self._entered[norm][step][row]
 
     def clear(self) -> None:
         """Forget what was recorded, to record the next batch."""
-        for steps in self._steps.values():
-            steps.clear()
-        self._residuals.clear()
-
-    def _hook(self, w_out: WOut) -> None:
-        steps = self._steps[w_out.site]
-        if self.activation == "w_out_input":
-            self._handles.append(
-                w_out.module.register_forward_pre_hook(lambda module, args: steps.append(self._last(args[0])))
-            )
-            return
-        if w_out.act_fn is None:
-            raise ModelError(
-                "this layer has no activation function as a module",
-                where=str(w_out.site),
-                do="use activation='w_out_input'",
-            )
-        self._handles.append(
-            w_out.act_fn.register_forward_hook(lambda module, args, output: steps.append(self._last(output)))
-        )
+        for records in (*self._records.values(), *self._entered.values()):
+            records.clear()
+        self._n_steps = 0
 
     def _see_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        self._shape = (hidden.shape[0], hidden.shape[1])
+        hidden, family = args[0] if args else kwargs["hidden_states"], self.architecture.family
+        pictures, positions = hidden.shape[family.batch_axis : family.batch_axis + 2]
+        self._shape, self._n_steps = (pictures, positions), self._n_steps + 1
+        at_picture = kwargs.get(family.picture_mask or "")
+        self._words = None if at_picture is None else (~at_picture.bool()).sum(1)
 
-    def _see_residual(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._residuals.append(self._last(args[0]))
+    def _keep(self, module: nn.Module, record: Any) -> None:
+        self._records[module][self._n_steps - 1] = record
+
+    def _see_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._entered[module][self._n_steps - 1] = self._last(args[0]).clone()
 
     def _last(self, hidden: Tensor) -> Tensor:
-        return hidden.detach().reshape(*self._shape, hidden.shape[-1])[:, -1].clone()
+        """Each picture's last position, in what a layer sees: all positions, or those that are not a picture's."""
+        rows = hidden.detach().flatten(0, -2)
+        if self._words is not None and len(rows) != self._shape[0] * self._shape[1]:
+            return rows[self._words.cumsum(0).to(rows.device) - 1]
+        return rows.reshape(*self._shape, rows.shape[-1])[:, -1]

@@ -15,6 +15,15 @@ from mmedit.testbed import Thing, benchmark_pictures
 from mmedit.testbed.checkpoint import build_llava, build_processor
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test finds answers in the user's cache, or leaves any there."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMEDIT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def trained() -> mmedit.VisionLanguageModel:
     """The shipped LLaVA; whoever edits it must revert."""

@@ -25,8 +25,10 @@ from transformers import LlavaForConditionalGeneration as Llava
 import mmedit
 from mmedit.errors import BaseMismatchError, MmeditError, ModelError, OutputError, PatchError, RequestError
 from mmedit.models.architecture import architecture_of
+from mmedit.models.vlm import CHECKPOINTS
 from mmedit.patches import bake as bake_module
-from mmedit.patches import new_folder as new_folder_module
+from mmedit.patches import checkpoint as checkpoint_module
+from mmedit.patches import placing
 from mmedit.patches.base import Base, matrix_digest
 from mmedit.patches.new_folder import new_folder
 
@@ -290,11 +292,12 @@ def test_reflinks_are_made_or_refused(source: Path, model: Llava, tmp_path: Path
         calls.append(request)
         os.write(target, os.pread(read, os.fstat(read).st_size, 0))
 
-    monkeypatch.setattr(new_folder_module.fcntl, "ioctl", clone)
-    mmedit.bake(source, [patch], tmp_path / "shared", link="reflink")
     mmedit.bake(source, [patch], tmp_path / "copied")
-    assert files(tmp_path / "shared") == files(tmp_path / "copied")
-    assert set(calls) == {0x40049409} and len(calls) == len(files(source))
+    monkeypatch.setattr(placing.fcntl, "ioctl", clone)
+    mmedit.bake(source, [patch], tmp_path / "shared", link="reflink")
+    mmedit.bake(source, [patch], tmp_path / "as cp does", link="copy")
+    assert files(tmp_path / "shared") == files(tmp_path / "as cp does") == files(tmp_path / "copied")
+    assert set(calls) == {0x40049409} and len(calls) == 2 * len(files(source))
 
 
 def test_a_patch_for_another_model_is_refused_before_anything_is_written(
@@ -394,6 +397,29 @@ def test_a_damaged_or_unsafe_checkpoint_is_refused(source: Path, model: Llava, t
     assert not (tmp_path / "baked").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_a_shipped_checkpoint_may_be_links_as_in_a_strict_editable_install(
+    vlm: mmedit.VisionLanguageModel, tmp_path: Path, monkeypatch: Any
+) -> None:
+    ours, stranger = tmp_path / "package" / "iconworld-llava", tmp_path / "stranger" / "iconworld-llava"
+    for folder in (ours, stranger):
+        folder.mkdir(parents=True)
+        for path in (CHECKPOINTS / "iconworld-llava").iterdir():
+            (folder / path.name).symlink_to(path)
+    patch, shipped = sparse_patch(vlm, units=UNITS[:3]), files(CHECKPOINTS / "iconworld-llava")
+    mmedit.bake("iconworld-llava", [patch], tmp_path / "reference")
+    monkeypatch.setattr("mmedit.models.vlm.CHECKPOINTS", tmp_path / "package")
+    monkeypatch.setattr("mmedit.patches.checkpoint_files.CHECKPOINTS", tmp_path / "package")
+    mmedit.bake("iconworld-llava", [patch], tmp_path / "baked")
+    assert files(tmp_path / "baked") == files(tmp_path / "reference") != shipped == files(ours)
+    assert not any(path.is_symlink() for path in (tmp_path / "baked").iterdir())
+    with pytest.raises(ModelError, match="leaves the checkpoint's folder"):
+        mmedit.bake(stranger, [patch], tmp_path / "again")
+    (ours / "pipe").symlink_to(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelError, match="files and folders"):
+        mmedit.bake("iconworld-llava", [patch], tmp_path / "again")
+
+
 class Evil:
     """What makes a folder when it is unpickled."""
 
@@ -479,6 +505,37 @@ def test_a_w_out_that_is_not_one_plain_tensor_is_refused(
         mmedit.bake(tmp_path / "source", [sparse_patch(model)], tmp_path / "baked")
 
 
+def test_tied_w_outs(tmp_path: Path, model: Llava, monkeypatch: Any) -> None:
+    """Layers that share one W_out, of which the file holds one copy: edits of one layer bake, edits of both are refused."""
+    save_single(model, tmp_path / "source")
+    file, names = tmp_path / "source" / "model.safetensors", [f"language_model.model.layers.{i}.mlp.down_proj.weight" for i in (0, 2)]  # fmt: skip
+    save_file({n: t for n, t in load_file(file).items() if n != names[1]}, file, {"format": "pt"})
+    skeleton = checkpoint_module._skeleton
+
+    def tie(model: Any) -> Any:
+        layers = model.model.language_model.layers
+        layers[2].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
+        return model
+
+    monkeypatch.setattr(checkpoint_module, "_skeleton", lambda folder: tie(skeleton(folder)))
+    patch = sparse_patch(tie(model))
+    for both in ([patch], [only(patch, SITES[0]), only(patch, SITES[1])]):
+        with pytest.raises(ModelError, match=rf"share one W_out\n  where: {names[0]}\n[\s\S]*save_pretrained"):
+            mmedit.bake(tmp_path / "source", both, tmp_path / "baked")
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    for site in SITES:
+        part = only(patch, site)
+        assert mmedit.bake(tmp_path / "source", [part], tmp_path / str(site)).rows == {names[0]: len(UNITS)}
+        with part.applied(model):
+            wanted = architecture_of(model).w_out(site).weight
+            assert torch.equal(load_file(tmp_path / str(site) / "model.safetensors")[names[0]], wanted)
+
+
+def only(patch: mmedit.Patch, site: mmedit.Site) -> mmedit.Patch:
+    """One site of a row-sparse patch."""
+    return dataclasses.replace(patch, deltas={site: patch.deltas[site]}, base_rows={site: patch.base_rows[site]})
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(source: Path, model: Llava, tmp_path: Path) -> None:
     """A limit on the size of files stands for a disk that becomes full in the middle of a shard."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -492,12 +549,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(source: Path, model: Llava, tmp_
 
 
 def test_what_does_not_read_back_is_an_error(source: Path, model: Llava, tmp_path: Path, monkeypatch: Any) -> None:
-    write = bake_module.StoredWOut.write
+    write_to = bake_module.StoredWOut.write_to
 
-    def forgetful(self: Any, units: slice, rows: torch.Tensor) -> None:
-        write(self, units, torch.cat([rows[:-1], rows[-1:] + 1]))
+    def forgetful(self: Any, target: Any, units: torch.Tensor, rows: torch.Tensor) -> None:
+        write_to(self, target, units, torch.cat([rows[:-1], rows[-1:] + 1]))
 
-    monkeypatch.setattr(bake_module.StoredWOut, "write", forgetful)
+    monkeypatch.setattr(bake_module.StoredWOut, "write_to", forgetful)
     with pytest.raises(OutputError, match="does not read back"):
         mmedit.bake(source, [sparse_patch(model)], tmp_path / "baked")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -9,17 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaProcessor
 
-from mmedit.testbed.batches import IGNORED, N_IMAGE_TOKENS, Batch, BatchMaker, patch_labels, pixel_values
-from mmedit.testbed.checkpoint import PATCH, SPECIAL_TOKENS, build_llava, train_tokenizer, turn_texts
-from mmedit.testbed.language import PLURALS, Turn, captions, facts, questions
+import mmedit
+from mmedit.models.forcing import Forced, forced
+from mmedit.testbed.batches import IGNORED, Batch, BatchMaker, pixel_values
+from mmedit.testbed.checkpoint import N_PATCHES, PATCH, SPECIAL_TOKENS, Family, train_tokenizer, turn_texts
+from mmedit.testbed.language import PLURALS, Turn, captions, every_question, facts, questions
+from mmedit.testbed.seeing import patch_labels
+from mmedit.testbed.train import FAMILIES
 from mmedit.testbed.world import COLOURS, GROUNDS, NOUNS, SIZE, SPLITS, Scene, render, scene
 
 law = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
 
 STEP, N_PICTURES = 3, 3
-ROWS = range(N_PICTURES + 1)  # the last one is of facts alone
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,9 +34,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
+
+
 @pytest.fixture(scope="module")
-def maker(processor: LlavaProcessor) -> BatchMaker:
-    return BatchMaker(processor, pictures=N_PICTURES, fact_rows=1)
+def model(family: Family) -> mmedit.VisionLanguageModel:
+    """A model of the family with random weights, with a face that knows nothing of training batches."""
+    processor = family.build_processor()
+    return mmedit.VisionLanguageModel(family.build_model(processor, 0), processor)
+
+
+@pytest.fixture(scope="module")
+def maker(family: Family, model: mmedit.VisionLanguageModel) -> BatchMaker:
+    return BatchMaker(family, model.processor, pictures=N_PICTURES, fact_rows=1)
 
 
 @pytest.fixture(scope="module")
@@ -40,153 +56,178 @@ def batch(maker: BatchMaker) -> Batch:
     return maker.batch(STEP)
 
 
-@pytest.fixture(scope="module")
-def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    return build_llava(processor).eval()
-
-
 @torch.inference_mode()
-def logits_of(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tensor:
-    return model(
-        input_ids=batch.input_ids,
-        pixel_values=batch.pixel_values,
-        attention_mask=batch.mask,
-        position_ids=batch.position_ids,
-    ).logits
+def logits_of(maker: BatchMaker, model: mmedit.VisionLanguageModel, batch: Batch) -> torch.Tensor:
+    return model.model.get_output_embeddings()(maker.family.hidden_states(model.model, batch))
 
 
-def parts(batch: Batch, row: int, pad_id: int) -> tuple[int, list[range]]:
-    """How many tokens all exchanges of a row share, and where each exchange stands, told by the positions alone."""
-    positions = batch.position_ids[row].tolist()
-    end = len(positions) - next(i for i, token in enumerate(reversed(batch.input_ids[row].tolist())) if token != pad_id)
-    resets = [i for i in range(1, end) if positions[i] <= positions[i - 1]]
-    starts = [positions[resets[0]], *resets]
-    return starts[0], [range(a, b) for a, b in zip(starts, [*resets, end], strict=True)]
+@dataclass
+class Exchange:
+    """One exchange as it stands in a batch, found by positions and masks alone."""
+
+    row: int
+    span: range  # of its own tokens
+    ids: list[int]  # the shared tokens of its row and its own, as a row of its own would have them
+    drawn: Scene | None
 
 
-def exchanges(batch: Batch, row: int, processor: LlavaProcessor) -> list[tuple[list[int], range]]:
-    """For each exchange of a row its tokens after the shared ones, as a row of its own would have them."""
-    shared, spans = parts(batch, row, processor.tokenizer.pad_token_id)
-    ids = batch.input_ids[row].tolist()
-    return [(ids[:shared] + ids[span.start : span.stop], span) for span in spans]
+def spans(batch: Batch, row: int) -> tuple[int, list[range]]:
+    """How many tokens the exchanges of a row share, and where each stands: a token before the answer sees its own exchange."""
+    seen = batch.mask[row, 0] == 0
+    length = int((batch.labels[row] != IGNORED).nonzero().max()) + 2 if (batch.labels[row] != IGNORED).any() else 0
+    starts = [i for i in range(1, length) if not seen[i, i - 1]]
+    shared = int(batch.position_ids[row, starts[0]]) if starts else 1
+    if not starts:
+        return shared, [range(shared, length)] if length else []
+    return shared, [range(a, b) for a, b in zip([shared, *starts], [*starts, length], strict=True)]
 
 
-def possible_turns(drawn: Scene | None) -> dict[str, Turn]:
-    """Every exchange about a scene, or without one, by its text."""
-    turns = facts() if drawn is None else captions(drawn)
-    for seed in range(0 if drawn is None else 200):
-        turns += questions(drawn, random.Random(seed))
-    return {"".join(turn_texts(turn, drawn is not None)): turn for turn in turns}
+def exchanges(batch: Batch, maker: BatchMaker) -> list[Exchange]:
+    """Every exchange of a batch."""
+    image, found = maker.processor.tokenizer.convert_tokens_to_ids("<image>"), []
+    for row, ids in enumerate(batch.input_ids.tolist()):
+        shared, own = spans(batch, row)
+        drawn = maker.scenes(STEP)[batch.seen[row]] if image in ids else None
+        found += [Exchange(row, span, ids[:shared] + ids[span.start : span.stop], drawn) for span in own]
+    return found
 
 
-def row_turns(batch: Batch, row: int, processor: LlavaProcessor, maker: BatchMaker) -> list[tuple[Turn, str]]:
-    """What the exchanges of a row are, found by their decoded text."""
-    possible = possible_turns((*maker.scenes(STEP), None)[row])
-    texts = []
-    for ids, _ in exchanges(batch, row, processor):
-        text = processor.tokenizer.decode(ids).replace("<image>" * N_IMAGE_TOKENS, "<image>")
-        assert text.startswith("<s>") and text.endswith("</s>")
-        texts.append(text.removeprefix("<s>").removesuffix("</s>"))
-    return [(possible[text], text) for text in texts]
+def possible_turns(drawn: Scene | None) -> list[Turn]:
+    """Every exchange about a scene, or without one."""
+    if drawn is None:
+        return facts()
+    asked = [turn for seed in range(50) for turn in (*questions(drawn, random.Random(seed)), *every_question(drawn, random.Random(seed)))]  # fmt: skip
+    return list(dict.fromkeys([*captions(drawn), *asked]))
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_every_exchange_is_a_turn_as_the_processor_writes_it(
-    row: int, batch: Batch, maker: BatchMaker, processor: LlavaProcessor
+def turn_of(exchange: Exchange, maker: BatchMaker) -> Turn:
+    """What an exchange is, found by its decoded text."""
+    possible = {
+        "".join(maker.family.turn_texts(turn, exchange.drawn is not None)) + "</s>": turn
+        for turn in possible_turns(exchange.drawn)
+    }
+    text = maker.processor.tokenizer.decode(exchange.ids)
+    return possible[text.replace("<image>" * maker.family.n_image_tokens, "<image>")]
+
+
+def on_its_own(turn: Turn, drawn: Scene | None, model: mmedit.VisionLanguageModel) -> Forced:
+    """What the model predicts when one exchange is all that it gets, made by the library's own processor and prompt."""
+    answer = model.tokenizer(f" {turn.answer}", add_special_tokens=False).input_ids
+    pictures = None if drawn is None else [render(drawn)[0]]
+    return forced(model, pictures, [mmedit.Prompt(turn.prompt, turn.prefix)], [answer])[0]
+
+
+def test_every_exchange_is_a_turn_as_the_library_asks_it(
+    batch: Batch, maker: BatchMaker, model: mmedit.VisionLanguageModel
 ) -> None:
-    found, packed = row_turns(batch, row, processor, maker), exchanges(batch, row, processor)
-    assert len({text for _, text in found}) == len(found) > 3
-    for (_, text), (ids, _) in zip(found, packed, strict=True):
-        picture = {} if row == N_PICTURES else {"images": render(maker.scenes(STEP)[row])[0]}
-        assert ids == processor(text=f"{text}</s>", **picture)["input_ids"][0]
-    if row < N_PICTURES:
-        caption, *rephrased = captions(maker.scenes(STEP)[row])
-        turns = [turn for turn, _ in found]
-        assert turns[0] == caption and turns[1] in rephrased and not {caption, *rephrased} & {*turns[2:]}
+    image = model.tokenizer.convert_tokens_to_ids("<image>")
+    for exchange in exchanges(batch, maker):
+        turn = turn_of(exchange, maker)
+        picture = None if exchange.drawn is None else [render(exchange.drawn)[0]]
+        asked = model.inputs(picture, mmedit.Prompt(turn.prompt, turn.prefix))["input_ids"][0]
+        asked = asked.masked_fill(asked == model.architecture.image_token_id, image).tolist()
+        answer = model.tokenizer(f" {turn.answer}", add_special_tokens=False).input_ids
+        assert exchange.ids == [*asked, *answer, model.tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_labels_are_the_answer_tokens_and_the_end_and_nothing_else(
-    row: int, batch: Batch, maker: BatchMaker, processor: LlavaProcessor
-) -> None:
-    expected, end = [IGNORED] * batch.labels.shape[1], processor.tokenizer.eos_token_id
-    found, packed = row_turns(batch, row, processor, maker), exchanges(batch, row, processor)
-    for (turn, _), (_, span) in zip(found, packed, strict=True):
-        answer = [*processor.tokenizer(f" {turn.answer}", add_special_tokens=False)["input_ids"], end]
-        expected[span.stop - len(answer) - 1 : span.stop - 1] = answer
-    labels, ids = batch.labels[row].tolist(), batch.input_ids[row].tolist()
-    assert labels == expected
-    assert all(label in (IGNORED, following) for label, following in zip(labels, ids[1:], strict=False))
+def test_about_each_picture_there_are_two_captions_and_questions(batch: Batch, maker: BatchMaker) -> None:
+    asked: dict[Scene | None, list[Turn]] = {}
+    for exchange in exchanges(batch, maker):
+        asked.setdefault(exchange.drawn, []).append(turn_of(exchange, maker))
+    assert list(asked) == [*maker.scenes(STEP), None] and len(set(asked[None])) == 10
+    for drawn in maker.scenes(STEP):
+        caption, *rephrased = captions(drawn)
+        first, second, *others = asked[drawn]
+        assert first == caption and second in rephrased
+        assert len(set(others)) == 2 and not {caption, *rephrased} & {*others}
 
 
-@pytest.mark.parametrize("row", ROWS)
+def test_labels_are_the_answer_tokens_and_the_end_and_nothing_else(batch: Batch, maker: BatchMaker) -> None:
+    tokenizer = maker.processor.tokenizer
+    expected = torch.full_like(batch.labels, IGNORED)
+    for exchange in exchanges(batch, maker):
+        answer = tokenizer(f" {turn_of(exchange, maker).answer}", add_special_tokens=False)["input_ids"]
+        end = exchange.span.stop - 1
+        expected[exchange.row, end - len(answer) - 1 : end] = torch.tensor([*answer, tokenizer.eos_token_id])
+    assert torch.equal(batch.labels, expected)
+    learned = batch.labels[:, :-1] != IGNORED
+    assert torch.equal(batch.labels[:, :-1][learned], batch.input_ids[:, 1:][learned])
+
+
 def test_packed_logits_are_those_of_a_row_of_its_own(
-    row: int, batch: Batch, maker: BatchMaker, processor: LlavaProcessor, model: LlavaForConditionalGeneration
+    batch: Batch, maker: BatchMaker, model: mmedit.VisionLanguageModel
 ) -> None:
     """The separate row goes the ordinary way: the processor's batch, no positions, no mask of ours."""
-    together = logits_of(model, batch)[row]
-    for (_, text), (_, span) in zip(
-        row_turns(batch, row, processor, maker), exchanges(batch, row, processor), strict=True
-    ):
-        picture = {} if row == N_PICTURES else {"images": render(maker.scenes(STEP)[row])[0]}
-        with torch.inference_mode():
-            alone = model(**processor(text=f"{text}</s>", return_tensors="pt", **picture)).logits[0, -len(span) :]
-        assert torch.allclose(together[span.start : span.stop], alone, atol=1e-4, rtol=0)
+    together = logits_of(maker, model, batch)
+    for exchange in exchanges(batch, maker):
+        alone = on_its_own(turn_of(exchange, maker), exchange.drawn, model).answer
+        end = exchange.span.stop - 2
+        assert torch.allclose(together[exchange.row, end - len(alone) : end], alone, atol=1e-4, rtol=0)
 
 
-def test_every_token_sees_the_shared_ones_and_its_own_exchange_up_to_itself(
-    batch: Batch, processor: LlavaProcessor
-) -> None:
-    for row in ROWS:
-        shared, spans = parts(batch, row, processor.tokenizer.pad_token_id)
+def test_every_token_sees_the_shared_ones_and_its_own_exchange_up_to_itself(batch: Batch) -> None:
+    for row in range(len(batch.input_ids)):
+        shared, own = spans(batch, row)
         seen = batch.mask[row, 0] == 0
-        part_of = [0] * shared + [1 + i for i, span in enumerate(spans) for _ in span]
+        part_of = [0] * shared + [1 + i for i, span in enumerate(own) for _ in span] if own else []
         for a, b in product(range(len(part_of)), repeat=2):
             assert seen[a, b] == (b <= a and part_of[b] in (0, part_of[a]))
         assert seen.any(-1).all() and not seen[: len(part_of), len(part_of) :].any()
         assert (batch.mask[row][batch.mask[row] != 0] < -1e30).all()
 
 
-@pytest.mark.parametrize("row", [0, N_PICTURES])
-def test_exchanges_do_not_see_each_other(
-    row: int, batch: Batch, processor: LlavaProcessor, model: LlavaForConditionalGeneration
+def test_exchanges_do_not_see_each_other(batch: Batch, maker: BatchMaker, model: mmedit.VisionLanguageModel) -> None:
+    before, z = logits_of(maker, model, batch), model.tokenizer.convert_tokens_to_ids("z")
+    image = model.tokenizer.convert_tokens_to_ids("<image>")
+    for told in (True, False):
+        every = exchanges(batch, maker)
+        about = [exchange for exchange in every if (exchange.drawn is not None) == told]
+        changed = Batch(**{**vars(batch), "input_ids": batch.input_ids.clone()})
+        own = changed.input_ids[about[1].row, about[1].span.start : about[1].span.stop]
+        own[own != image] = z
+        after = logits_of(maker, model, changed)
+        for exchange in every:
+            at = (exchange.row, slice(exchange.span.start, exchange.span.stop))
+            same = torch.allclose(after[at], before[at], atol=1e-5, rtol=0)
+            assert same == (exchange is not about[1]), "only the changed exchange may tell the difference"
+
+
+def test_a_picture_is_shared_unless_what_is_seen_depends_on_the_instruction(
+    batch: Batch, maker: BatchMaker, model: mmedit.VisionLanguageModel
 ) -> None:
-    shared, spans = parts(batch, row, processor.tokenizer.pad_token_id)
-    before = logits_of(model, batch)[row]
-    changed = Batch(**{**vars(batch), "input_ids": batch.input_ids.clone()})
-    changed.input_ids[row, spans[1].start : spans[1].stop] = processor.tokenizer.convert_tokens_to_ids("z")
-    after = logits_of(model, changed)[row]
-    for i, span in enumerate([range(shared), *spans]):
-        same = torch.allclose(after[span.start : span.stop], before[span.start : span.stop], atol=1e-5, rtol=0)
-        assert same == (i != 2), "only the changed exchange, the second, may tell the difference"
+    every, image = exchanges(batch, maker), model.tokenizer.convert_tokens_to_ids("<image>")
+    about = [exchange for exchange in every if exchange.drawn is not None]
+    n_rows = len(about) if maker.family.instructed else N_PICTURES
+    tokens = (batch.input_ids == image).sum(1).tolist()
+    assert tokens == [maker.family.n_image_tokens] * n_rows + [0] * (len(tokens) - n_rows)
+    assert batch.instruction_mask.any(1).tolist() == [maker.family.instructed and n > 0 for n in tokens]
+    before = logits_of(maker, model, batch)
+    changed = Batch(**{**vars(batch), "instructions": batch.instructions.clone()})
+    changed.instructions[:1, 1:2] += 1
+    moved = (logits_of(maker, model, changed) - before).abs().amax(-1) > 1e-5
+    first = about[0]
+    assert moved[first.row, first.span.start : first.span.stop].any() == maker.family.instructed
+    assert not any(moved[one.row, one.span.start : one.span.stop].any() for one in every[1:])
 
 
-def test_a_row_of_facts_needs_no_picture(
-    batch: Batch, processor: LlavaProcessor, model: LlavaForConditionalGeneration
+def test_pixel_values_are_the_processor_s_own(
+    maker: BatchMaker, batch: Batch, model: mmedit.VisionLanguageModel
 ) -> None:
-    assert processor.image_token_id not in batch.input_ids[-1]
-    assert (batch.input_ids[:-1] == processor.image_token_id).sum(1).tolist() == [N_IMAGE_TOKENS] * N_PICTURES
-    alone = Batch(**{name: tensor[-1:] for name, tensor in vars(batch).items()} | {"pixel_values": None})
-    assert torch.allclose(logits_of(model, alone)[0], logits_of(model, batch)[-1], atol=1e-4, rtol=0)
-
-
-def test_pixel_values_are_the_processor_s_own(maker: BatchMaker, batch: Batch, processor: LlavaProcessor) -> None:
     pictures = [render(drawn)[0] for drawn in maker.scenes(STEP)]
-    own = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    own = model.inputs(pictures)["pixel_values"]
     assert batch.pixel_values.dtype == own.dtype and own.std() > 0.1
-    for ours in (batch.pixel_values, pixel_values(processor, pictures)):
+    for ours in (batch.pixel_values, maker.labelled(STEP)[0], pixel_values(model.processor, pictures)):
         assert torch.allclose(ours, own, atol=1e-5, rtol=0)
 
 
-def test_a_step_is_the_same_in_every_maker_and_steps_differ(
-    maker: BatchMaker, batch: Batch, processor: LlavaProcessor
-) -> None:
+def test_a_step_is_the_same_in_every_maker_and_steps_differ(maker: BatchMaker, batch: Batch) -> None:
     maker.batch(STEP + 1)
-    other = BatchMaker(processor, pictures=N_PICTURES, fact_rows=1)
+    other = BatchMaker(maker.family, maker.processor, pictures=N_PICTURES, fact_rows=1)
     for again in (maker.batch(STEP), other.batch(STEP)):
         assert all(torch.equal(tensor, vars(again)[name]) for name, tensor in vars(batch).items())
     assert not torch.equal(other.batch(STEP + 1).pixel_values, batch.pixel_values)
-    assert other.batch(STEP + 1).input_ids[-1].tolist() != batch.input_ids[-1].tolist()
+    told = [[one.ids for one in exchanges(b, maker) if one.drawn is None] for b in (batch, other.batch(STEP + 1))]
+    assert len(told[0]) == len(told[1]) == 10 and told[0] != told[1]
 
 
 def test_steps_share_no_scene_and_see_the_training_split_alone(maker: BatchMaker) -> None:
@@ -202,16 +243,18 @@ def test_a_batch_moves_as_a_whole(batch: Batch) -> None:
 
 def test_patch_labels_say_what_each_patch_shows(maker: BatchMaker) -> None:
     drawn = [scene("train", number) for number in range(30)]
-    nouns, colours, grounds = patch_labels(drawn)
+    masks = [render(one)[1] for one in drawn]
+    nouns, colours, grounds = patch_labels(drawn, masks)
+    of_step = patch_labels(maker.scenes(STEP), [render(one)[1] for one in maker.scenes(STEP)])
+    assert all(map(torch.equal, maker.labelled(STEP)[1], of_step))
     side = SIZE // PATCH
-    assert nouns.shape == colours.shape == (30, N_IMAGE_TOKENS) and grounds.shape == (30,)
+    assert nouns.shape == colours.shape == (30, N_PATCHES) and grounds.shape == (30,)
     for i, one in enumerate(drawn):
         assert list(GROUNDS)[grounds[i]] == one.ground
-        masks = render(one)[1]
         for token, (row, column) in enumerate(product(range(side), repeat=2)):
             patch = (slice(row * PATCH, (row + 1) * PATCH), slice(column * PATCH, (column + 1) * PATCH))
             shares = {(0, 0): 0.25}  # nothing, unless a thing covers more than a quarter
-            for thing, mask in zip(one.things, masks, strict=True):
+            for thing, mask in zip(one.things, masks[i], strict=True):
                 kind = (1 + NOUNS.index(thing.noun), 1 + list(COLOURS).index(thing.colour))
                 shares[kind] = max(shares.get(kind, 0), mask[patch].mean())
             said = (nouns[i, token].item(), colours[i, token].item())
@@ -260,7 +303,10 @@ def test_special_tokens_are_single_and_in_their_places(processor: LlavaProcessor
 
 
 def test_the_tokenizer_is_learned_the_same_each_time(processor: LlavaProcessor) -> None:
-    assert train_tokenizer().backend_tokenizer.to_str() == processor.tokenizer.backend_tokenizer.to_str()
+    assert (
+        train_tokenizer(image_token="<image>").backend_tokenizer.to_str()
+        == processor.tokenizer.backend_tokenizer.to_str()
+    )
 
 
 def conversation(turn: Turn, with_image: bool, answered: bool) -> list[dict[str, Any]]:
@@ -275,7 +321,7 @@ def test_the_chat_template_writes_what_is_trained_on(with_image: bool, processor
     for turn in [*captions(drawn), *questions(drawn, random.Random(0)), *facts()[:9]]:
         before, answer = turn_texts(turn, with_image)
         asked = processor.apply_chat_template(conversation(turn, with_image, False), add_generation_prompt=True)
-        assert asked + (f" {turn.prefix}" if turn.prefix else "") == before
+        assert "<s>" + asked + (f" {turn.prefix}" if turn.prefix else "") == before
         answered = processor.apply_chat_template(conversation(turn, with_image, True))
-        assert answered == f"{before}{answer}</s>"
+        assert f"<s>{answered}" == f"{before}{answer}</s>"
         assert ("<image>" in before) == with_image

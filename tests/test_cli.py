@@ -77,8 +77,9 @@ def test_demo_does_the_main_job(cli, tmp_path: Path) -> None:  # type: ignore[no
     assert result["after"][0] == result["before"][0].replace("cat", "dog") != result["before"][0]
     assert result["counts"]["edit"] == "1 of 1"
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(result["before"]) and "<mark>dog</mark>" in page
-    assert "http" not in page and mmedit.Patch.load(result["patch"]).name == "cat→dog"
+    assert page.count("data:image/png;base64,") == len(result["before"]) == 25 and '[1, " dog"]' in page
+    assert "cat → dog" in page and str(mmedit.Patch.load(result["patch"]).neurons[0]) in page
+    assert mmedit.Patch.load(result["patch"]).name == "cat→dog"
 
 
 def wrong_inputs(folder: Path, cat: Path) -> dict[str, tuple[list[object], str]]:
@@ -147,7 +148,9 @@ def test_a_truncated_patch_and_one_for_another_model_are_refused(
         mmedit.Patch.load(patch_file).apply(build_llava(processor, seed=3))
 
 
-@pytest.mark.parametrize("arguments", [[], ["patch"], ["caption"], ["locate"], ["edit"], ["demo"], ["patch", "show"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["patch"], ["caption"], ["locate"], ["edit"], ["eval"], ["demo"], ["patch", "show"]]
+)
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
     code = f"import sys; sys.argv = ['mmedit', *{arguments!r}, '--help']\nfrom mmedit.cli import main\ntry: main()\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -378,6 +378,23 @@ def test_a_row_sparse_adapter_need_not_be_one_hot(untrained: mmedit.VisionLangua
     assert units.tolist() == [3, 70] and torch.allclose(rows, (b @ a.bfloat16().float()).T[units], atol=1e-6)
 
 
+def older(key: str) -> str:
+    """The key of an adapter that was made for LLaVA before transformers 5."""
+    return key.replace("model.language_model.layers", "language_model.model.layers")
+
+
+@pytest.mark.parametrize("make", [patch_of, low_rank_patch])
+def test_adapters_with_the_names_of_before_transformers_5_are_read(
+    untrained: mmedit.VisionLanguageModel, tmp_path: Path, make: Any
+) -> None:
+    patch = make(untrained)
+    patch.to_lora(tmp_path / "adapter", untrained)
+    rewritten(tmp_path / "adapter", lambda tensors: {older(key): tensor for key, tensor in tensors.items()})
+    keys = set(load_file(tmp_path / "adapter" / lora.WEIGHTS))
+    assert "base_model.model.language_model.model.layers.5.mlp.down_proj.lora_A.weight" in keys
+    assert mmedit.Patch.from_lora(tmp_path / "adapter", untrained).digest == patch.digest
+
+
 REFUSED = {
     "no configuration": (lambda f: (f / lora.CONFIG).unlink(), "not a plain LoRA"),
     "configuration that is no JSON": (lambda f: (f / lora.CONFIG).write_text("{"), "not a plain LoRA"),
@@ -397,6 +414,8 @@ REFUSED = {
     "cut off": (lambda f: (f / lora.WEIGHTS).write_bytes((f / lora.WEIGHTS).read_bytes()[:-9]), "cannot read this adapter"),
     "other module": (lambda f: rewritten(f, lambda t: {k.replace("mlp.down", "self_attn.o"): v for k, v in t.items()}), "no W_out of this model"),
     "another class": (lambda f: rewritten(f, lambda t: {k.replace("language_model.", ""): v for k, v in t.items()}), r"one like model\.language_model"),
+    "both generations of names": (lambda f: rewritten(f, lambda t: t | {older(k): v.clone() for k, v in t.items()}), "names a module twice"),
+    "odd digits": (lambda f: rewritten(f, lambda t: {k.replace("layers.5", "layers.²"): v for k, v in t.items()}), "no W_out of this model"),
     "no lora_B": (lambda f: rewritten(f, lambda t: {k: v for k, v in t.items() if "lora_A" in k}), "cannot read this adapter"),
     "magnitudes": (lambda f: rewritten(f, lambda t: {**t, "base_model.model.x.lora_magnitude_vector": torch.ones(2)}), "not a part of a plain LoRA"),
     "integers": (lambda f: rewritten(f, lambda t: {k: v.int() for k, v in t.items()}), "not a part of a plain LoRA"),

@@ -57,8 +57,10 @@ def test_a_request_without_a_picture_is_refused(images: Any) -> None:
     assert "images=" in str(caught.value) and caught.value.do
 
 
-@pytest.mark.parametrize("word", ["", " \n", None, 7, b"cat"], ids=repr)
-@pytest.mark.parametrize("name", ["source", "target"])
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [(name, word) for name in ("source", "target") for word in ("", " \n", 7, b"cat")] + [("target", None)],
+)
 def test_a_word_that_is_none_is_refused_by_name(name: str, word: Any) -> None:
     with pytest.raises(RequestError, match=f"the {name} of a concept swap is a word") as caught:
         EditRequest("cat.png", **{"source": "cat", "target": "dog", name: word})
@@ -88,3 +90,10 @@ def test_from_dict_names_exactly_the_missing_fields(missing: list[str]) -> None:
         EditRequest.from_dict(kept)
     assert caught.value.expected == f"also {', '.join(missing)}"
     assert str(sorted(kept)) in str(caught.value)
+
+
+def test_a_question_may_come_without_a_source_a_caption_may_not() -> None:
+    request = EditRequest.from_dict({"image": "cat.png", "prompt": "What is this?", "target": "a dog"})
+    assert request == EditRequest("cat.png", None, "a dog", "What is this?")
+    with pytest.raises(RequestError, match="lacks fields"):
+        EditRequest.from_dict({"image": "cat.png", "target": "a dog"})

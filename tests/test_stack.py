@@ -299,16 +299,23 @@ def untraced() -> Iterator[None]:
     sys.settrace(previous)
 
 
-def test_ctrl_c_at_every_line_of_a_with_block(untrained: Model, untraced: None) -> None:
+WITH_BLOCKS: dict[str, Callable[[Model, mmedit.Patch], Any]] = {
+    "stack": lambda vlm, patch: mmedit.stack(vlm, [patch]),
+    "applied": lambda vlm, patch: patch.applied(vlm),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_BLOCKS)
+def test_ctrl_c_at_every_line_of_a_with_block(untrained: Model, untraced: None, kind: str) -> None:
     """Wherever one Ctrl-C lands, going in or out, in the end the patches are out and the rows as they were."""
-    files = ("live.py", "base_rows.py", "rows.py", "interrupts.py")
+    files = ("live.py", "base_rows.py", "rows.py", "interrupts.py", "contextlib.py")
     patch, before, live = random_patch(untrained, 0, layers=(3,)), matrices(untrained), stack_of(untrained)
     at, interrupted = 1, 0
     while True:
         trace, lines = interrupting(at, files)
         try:
             sys.settrace(trace)
-            with mmedit.stack(untrained, [patch]):
+            with WITH_BLOCKS[kind](untrained, patch):
                 pass
         except KeyboardInterrupt:
             interrupted += 1
@@ -320,6 +327,22 @@ def test_ctrl_c_at_every_line_of_a_with_block(untrained: Model, untraced: None) 
             break
         at += 1
     assert interrupted == at - 1 > 50
+
+
+@pytest.mark.parametrize("kind", WITH_BLOCKS)
+def test_ctrl_c_at_random_moments_takes_everything_out(untrained: Model, kind: str) -> None:
+    """Real signals, while blocks are entered and left one after the other."""
+    generator, live = random.Random(1), stack_of(untrained)
+    before, patch = matrices(untrained), random_patch(untrained, 0)
+    for _ in range(150):
+        sender = threading.Timer(generator.uniform(0, 0.006), os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            sender.start()
+            while True:
+                with WITH_BLOCKS[kind](untrained, patch):
+                    pass
+        sender.join()
+        assert live.names == () and not live._base and same(before, matrices(untrained))
 
 
 def test_ctrl_c_goes_to_whoever_handles_it() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from PIL import Image
 from torch import nn
 
 import mmedit
-from mmedit.errors import ModelError, RequestError
-from mmedit.locate import contribution, score
+from mmedit.errors import RequestError
+from mmedit.models.readout import linear_norm
 from mmedit.nouns import find_nouns
-from mmedit.sightings import norm_gain, sightings, source_sightings
+from mmedit.scorers.contribution import Contribution, contribution
+from mmedit.sightings import sightings, source_sightings
 from mmedit.trace import Trace
 
 Pictures = list[tuple[Image.Image, str, Any]]
@@ -65,7 +65,7 @@ def test_act_fn_is_w_out_input_without_the_up_factor(vlm: mmedit.VisionLanguageM
     site = mmedit.Site(2)
     with Trace(vlm.architecture, [site]) as both, Trace(vlm.architecture, [site], "act_fn") as gate:
         vlm.generate(pictures[0][0])
-    layer: Any = vlm.architecture.w_out(site).layer
+    layer: Any = vlm.architecture.layers[site.layer]
     assert not torch.allclose(both.activations(site), gate.activations(site), atol=1e-2)
     ratio = both.activations(site) / gate.activations(site)
     assert layer.mlp.up_proj.weight.shape[0] == ratio.shape[-1]
@@ -102,10 +102,10 @@ def test_a_trace_that_cannot_be_set_up_leaves_no_hook(vlm: mmedit.VisionLanguage
 def test_scores_are_the_brute_force_matrix(vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest) -> None:
     """Q^l = o ⊙ (W_out · W_U) of Eq. 2, with the whole [d_ffn, vocab] matrix that we never form."""
     seen = source_sightings(vlm, request_of_cat.images, "cat")
-    scores = score(vlm.architecture, seen)
+    scores = Contribution().scores(vlm, seen)
     token = seen[0].occurrence.token_id
     for site, values in scores.items():
-        layer: Any = vlm.architecture.w_out(site).layer
+        layer: Any = vlm.architecture.layers[site.layer]
         full = layer.mlp.down_proj.weight.T @ vlm.model.lm_head.weight.T
         expected = seen[0].activations[site] * full[:, token]
         assert torch.allclose(values[0], expected, rtol=1e-5, atol=1e-5)
@@ -122,7 +122,7 @@ def test_folded_scores_and_the_other_residual_terms_add_up_to_the_logit(
     vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest
 ) -> None:
     seen = source_sightings(vlm, request_of_cat.images, "cat", final_norm="fold")[0]
-    neurons = sum(float(values.sum()) for values in score(vlm.architecture, [seen]).values())
+    neurons = sum(float(values.sum()) for values in Contribution().scores(vlm, [seen]).values())
     inputs, first = teacher_forced(vlm, request_of_cat.images[0], seen.generation.ids)
     at, rest = first + seen.occurrence.index, []
     layers: Any = list(vlm.architecture.layers.children())
@@ -130,7 +130,7 @@ def test_folded_scores_and_the_other_residual_terms_add_up_to_the_logit(
     handles.append(layers[0].register_forward_pre_hook(lambda m, a: rest.append(a[0][0, at])))
     with torch.inference_mode():
         logits = vlm.model(**inputs).logits[0, at]
-        direction = seen.gain * vlm.architecture.w_u[seen.occurrence.token_id]
+        direction = seen.directions[mmedit.Site(0)]
         others = float(torch.stack(rest).sum(0) @ direction)
     for handle in handles:
         handle.remove()
@@ -142,8 +142,9 @@ def test_the_gain_of_the_final_norm_is_exact(vlm: mmedit.VisionLanguageModel) ->
     x = torch.randn(128) * 3
     norm = vlm.architecture.final_norm
     assert norm is not None
+    linear = linear_norm(norm, x)
     with torch.inference_mode():
-        assert torch.allclose(norm_gain(vlm.architecture, x) * x, norm(x), rtol=1e-5)
+        assert torch.allclose(linear.gain * x, norm(x), rtol=1e-5) and not linear.centred
 
 
 def test_a_batch_gives_the_rankings_of_single_pictures(vlm: mmedit.VisionLanguageModel, pictures: Pictures) -> None:
@@ -200,18 +201,3 @@ def test_contribution_is_linear_in_activation_and_direction() -> None:
     assert torch.allclose(contribution(2 * o, w_out, d), 2 * contribution(o, w_out, d))
     assert torch.allclose(contribution(o, w_out, 3 * d), 3 * contribution(o, w_out, d))
     assert torch.allclose(contribution(o, w_out, d).sum(1), ((o @ w_out) * d).sum(1), atol=1e-5)
-
-
-@pytest.fixture
-def layer_norm(vlm: mmedit.VisionLanguageModel) -> Iterator[None]:
-    """The shipped model as if its final norm centred its input."""
-    norm = vlm.architecture.final_norm
-    vlm.architecture.final_norm = nn.LayerNorm(128)
-    yield
-    vlm.architecture.final_norm = norm
-
-
-@pytest.mark.usefixtures("layer_norm")
-def test_fold_refuses_a_norm_that_centres(vlm: mmedit.VisionLanguageModel) -> None:
-    with pytest.raises(ModelError, match="RMS norm"):
-        norm_gain(vlm.architecture, torch.randn(128))

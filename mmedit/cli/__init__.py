@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mmedit.cli import bake, caption, demo, edit, eval, locate, patch
+from mmedit.cli import analyse, bake, bench, caption, demo, edit, eval, locate, options, patch, testbed
 from mmedit.errors import MmeditError
 
 app = typer.Typer(
@@ -19,7 +19,10 @@ app.command("caption")(caption.caption)
 app.command("locate")(locate.locate)
 app.command("edit")(edit.edit)
 app.command("eval")(eval.evaluate)
+app.command("bench")(bench.bench)
+app.command("analyse")(analyse.analyse)
 app.command("bake")(bake.bake)
+app.add_typer(testbed.app, name="testbed", help="The checkpoints of IconWorld.")
 app.add_typer(patch.app, name="patch", help="All that one does with patch files.")
 
 
@@ -34,11 +37,11 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def main() -> None:
     """Run the command line; what the user can put right is told without a traceback, exit code 2."""
-    warnings.showwarning = lambda message, category, *rest: typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = lambda message, category, *rest: options.say(f"warning: {message}", err=True)
     try:
         app()
     except MmeditError as error:
-        typer.echo(f"error: {error}", err=True)
+        options.say(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

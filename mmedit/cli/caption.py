@@ -22,4 +22,4 @@ def caption(
         o.print_json([{"image": str(image), "caption": text} for image, text in zip(images, captions, strict=True)])
         return
     for image, text in zip(images, captions, strict=True):
-        typer.echo(f"{image}: {text}")
+        o.say(f"{image}: {text}")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mmedit.cli import options as o
-
-if TYPE_CHECKING:
-    from mmedit.evaluation.page import Group
 
 N_RELATED, N_UNRELATED = 8, 16
 
@@ -52,104 +49,54 @@ def demo(
     if json:
         o.print_json(result)
         return
-    typer.echo(f"\nDone in {result['seconds']} s. Everything is in {folder.resolve()}:")
+    o.say(f"\nDone in {result['seconds']} s. Everything is in {folder.resolve()}:")
     for name, what in (
         ("report.html", "open it in a browser"),
         (f"{source}-to-{target}.safetensors", f"mmedit patch show {result['patch']}"),
         ("pictures/", f"mmedit caption {files[0]}"),
     ):
-        typer.echo(f"  {name:<28} {what}")
+        o.say(f"  {name:<28} {what}")
 
 
 def swap(files: Sequence[Path], source: str, target: str, patch_file: Path, page: Path, quiet: bool) -> dict[str, Any]:
     """The main job on an edit picture, related pictures and unrelated ones, told step by step."""
     import mmedit
-    from mmedit.evaluation.metrics import is_swapped
-    from mmedit.evaluation.page import write_page
+    from mmedit.evaluation.page import write_report
 
     def say(text: str) -> None:
         if not quiet:
-            typer.echo(text)
+            o.say(text)
 
     vlm = o.load_model(o.DEFAULT_MODEL, None, "auto", None)
-    say(
-        f"model    {vlm.name}: {sum(p.numel() for p in vlm.model.parameters()) / 1e6:.1f} M parameters, {vlm.architecture.n_layers} layers"
-    )
+    n_parameters = sum(parameter.numel() for parameter in vlm.model.parameters())
+    say(f"model    {vlm.name}: {n_parameters / 1e6:.1f} M parameters, {vlm.architecture.n_layers} layers")
     request = mmedit.EditRequest(files[0], source, target)
     editor = mmedit.editors.MMNeurons.from_hparams(o.DEFAULT_MODEL)
-    before = vlm.caption(files, batch_size=32)
-    say(f"caption  {files[0]}: {before[0]!r}")
+    say(f"caption  {files[0]}: {vlm.caption(files[0])[0]!r}")
     ranking = editor.locate(vlm, request)
     say(f"locate   the neurons that write {source!r}:")
     for neuron, score, tokens in ranking[:5]:
         say(f"           {neuron!s:<9} score {score:6.3f}   writes {' '.join(tokens[:6])}")
     patch = editor.execute(vlm, request)
-    with patch.applied(vlm):
-        after = vlm.caption(files, batch_size=32)
-    reverted = vlm.caption(files, batch_size=32) == before
     patch.save(patch_file)
     say(f"edit     {source} → {target}: {len(patch.neurons)} rows of W_out, {patch_file.stat().st_size:,} bytes")
+    related, unrelated = files[1 : 1 + N_RELATED], files[1 + N_RELATED :]
+    report = mmedit.evaluate(
+        vlm, patch, requests=request, related=related, unrelated=unrelated, batch_size=32, cache=False
+    )
+    before, after = [result.before for result in report.results], [result.after for result in report.results]
     say(f"           before: {before[0]}\n           after:  {after[0]}")
-    swapped = [is_swapped(*pair, source, target) for pair in zip(before, after, strict=True)]
-    same = [old == new for old, new in zip(before, after, strict=True)]
-    related, unrelated = slice(1, 1 + N_RELATED), slice(1 + N_RELATED, None)
+    reverted = vlm.caption(files, batch_size=32) == before
     counts = {
-        "edit": f"{sum(swapped[:1])} of 1",
-        "related": f"{sum(swapped[related])} of {N_RELATED}",
-        "unrelated": f"{sum(same[unrelated])} of {N_UNRELATED}",
+        kind: f"{sum(result.right is True for result in of_kind)} of {len(of_kind)}"
+        for kind in ("edit", "related", "unrelated")
+        if (of_kind := [result for result in report.results if result.probe.kind == kind])
     }
-    say(
-        f"check    edit picture swapped: {counts['edit']}\n         other pictures with a {source} swapped: {counts['related']}"
-    )
-    say(
-        f"         unrelated captions unchanged: {counts['unrelated']}\n         reverted bit for bit, captions as before: {'yes' if reverted else 'NO'}"
-    )
-    figures = [
-        (counts["edit"], "edit picture swapped"),
-        (counts["related"], f"other pictures with a {source} swapped"),
-        (counts["unrelated"], "unrelated captions unchanged"),
-        (f"{len(patch.neurons)} rows", "of W_out changed"),
-    ]
-    groups = _groups(files, before, after, swapped, same, source, target)
-    write_page(
-        page,
-        f"{source} → {target}",
-        f"{vlm.name}, edited by MMNeurons from one picture",
-        figures,
-        groups,
-        ranking.head(15),
-        patch.neurons,
-    )
+    say(f"check    edit picture swapped: {counts['edit']}")
+    say(f"         other pictures with a {source} swapped: {counts['related']}")
+    say(f"         unrelated captions unchanged: {counts['unrelated']}")
+    say(f"         reverted bit for bit, captions as before: {'yes' if reverted else 'NO'}")
+    write_report(page, [report], f"{source} → {target}", ranking.head(15), patch.neurons)
     return {
-        "patch": str(patch_file),
-        "page": str(page),
-        "before": before,
-        "after": after,
-        "counts": counts,
-        "reverted": reverted,
-    }
-
-
-def _groups(
-    files: Sequence[Path],
-    before: Sequence[str],
-    after: Sequence[str],
-    swapped: Sequence[bool],
-    same: Sequence[bool],
-    source: str,
-    target: str,
-) -> list[Group]:
-    """The page's three groups of pictures."""
-    from mmedit.evaluation.page import Case, Group
-
-    def cases(first: int, last: int, right: Sequence[bool], words: tuple[str, str]) -> list[Case]:
-        return [
-            Case(files[i], before[i], after[i], right[i], words[0] if right[i] else words[1])
-            for i in range(first, last)
-        ]
-
-    return [
-        Group("The edit picture", f"The only picture that the edit was made from: {source} shall become {target}.", cases(0, 1, swapped, ("swapped", "not swapped"))),
-        Group(f"Other pictures with a {source}", "They were not used for the edit, and shall be swapped too.", cases(1, 1 + N_RELATED, swapped, ("swapped", "not swapped"))),
-        Group("Unrelated pictures", f"They show no {source}; their captions shall stay.", cases(1 + N_RELATED, len(files), same, ("unchanged", "changed"))),
-    ]  # fmt: skip
+        "patch": str(patch_file), "page": str(page), "before": before, "after": after, "counts": counts, "reverted": reverted,
+    }  # fmt: skip

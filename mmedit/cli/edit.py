@@ -17,6 +17,8 @@ def edit(
     output: Annotated[Path, typer.Option("-o", "--output", help="Patch file to write.", show_default=False)],
     editor: Annotated[str, typer.Option(help="Editing method.")] = "MMNeurons",
     hparams: Annotated[str | None, typer.Option(help="Shipped name or YAML file; by default those of the model, or else the method's own.")] = None,
+    scorer: Annotated[str | None, typer.Option(help="What to choose neurons by, in place of what the hyperparameters say: contribution, activation, attribution or random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random neurons, in place of what the hyperparameters say.")] = None,
     model: o.Model = o.DEFAULT_MODEL, prompt: o.PromptText = None, prefix: o.Prefix = "",
     device: o.Device = None, dtype: o.Dtype = "auto", revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
@@ -34,6 +36,8 @@ def edit(
     name = Path(model).name
     chosen = hparams if hparams is not None else name if name in shipped(editor) else None
     method = EDITORS[editor]() if chosen is None else EDITORS[editor].from_hparams(chosen)
+    chosen_here = {"scorer": scorer, "seed": seed}
+    method = method.with_hparams(**{name: value for name, value in chosen_here.items() if value is not None})
     request = EditRequest(o.check_images(images), source, target, o.make_prompt(prompt, prefix))
     vlm = o.load_model(model, device, dtype, revision)
     patch = method.execute(vlm, request)

@@ -1,4 +1,4 @@
-"""`mmedit eval`: what patches do and what they leave alone, on the user's own pictures."""
+"""`mmedit eval`: what patches do and what they leave alone, on the user's own pictures and prompts."""
 
 from __future__ import annotations
 
@@ -9,85 +9,114 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmedit.cli import options as o
+from mmedit.printable import printable
 
 if TYPE_CHECKING:
-    from mmedit.evaluation.page import Group
-    from mmedit.evaluation.protocol import EditReport
+    from mmedit.evaluation.judge import ProbeResult
+    from mmedit.evaluation.report import EditReport
 
-Pictures = list[Path] | None
-VERDICTS = {
-    "edit": ("swapped", "not swapped"),
-    "related": ("swapped", "not swapped"),
-    "unrelated": ("unchanged", "changed"),
-}
+Pictures = list[str] | None
+Prompts = list[str] | None
+LISTED = 20  # wrong answers of one patch
 
 
 def evaluate(
     patches: Annotated[list[Path], typer.Argument(help="Patch files.", show_default=False)],
-    edited: Annotated[Pictures, typer.Option(help="Picture, or folder of pictures, that the edit was made from.")] = None,
+    edited: Annotated[Pictures, typer.Option(help="Pictures that the edit was made from. This and the next two take a file, a folder, a glob, or a CSV or JSONL list, and can be given again.")] = None,
     related: Annotated[Pictures, typer.Option(help="Others that show the source.")] = None,
     unrelated: Annotated[Pictures, typer.Option(help="Others that do not.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write an HTML page with the pictures, about a single patch.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures per batch.")] = 8,
+    text_only: Annotated[Prompts, typer.Option(help="A prompt without a picture, whose answer shall stay.")] = None,
+    rephrased: Annotated[Prompts, typer.Option(help="Another prompt that makes the model name the source, asked about the edited pictures.")] = None,
+    same_image: Annotated[Prompts, typer.Option(help="A prompt about something else in the edited pictures, whose answer shall stay.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write an HTML page with the pictures; several patches side by side.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every answer as a row.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers per batch.")] = 8,
+    teacher_forcing: Annotated[bool, typer.Option(help="Also measure KL, agreement and EasyEdit's numbers, in one more forward pass per answer.")] = True,
+    cache: Annotated[bool, typer.Option(help="Keep the unedited model's answers for the next time.")] = True,
     model: o.Model = o.DEFAULT_MODEL, prompt: o.PromptText = None, prefix: o.Prefix = "",
     device: o.Device = None, dtype: o.Dtype = "auto", revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
-    """Judge patches on pictures: reliability, generality, locality, leakage, on whole captions."""
+    """Judge patches on pictures and prompts, each answered with and without the edit."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
     from mmedit import Patch
     from mmedit import evaluate as judge
-    from mmedit.data.folders import picture_files
+    from mmedit.data.pictures import read_pictures
     from mmedit.errors import RequestError
-    from mmedit.files import check_writable
 
-    if page is not None:
-        if len(patches) > 1:
-            raise RequestError(
-                "a page is about one patch", got=f"{len(patches)} patches", do="leave out --page, or give one patch"
-            )
-        check_writable(page)
-    loaded = [Patch.load(file) for file in patches]
-    files = {
-        name: picture_files(given or ())
-        for name, given in (("edited", edited), ("related", related), ("unrelated", unrelated))
+    o.check_outputs([page, csv], [*patches, *(edited or ()), *(related or ()), *(unrelated or ())])
+    loaded, ask = [Patch.load(file) for file in patches], o.make_prompt(prompt, prefix)
+    pictures = {
+        name: read_pictures(places or [])
+        for name, places in (("requests", edited), ("related", related), ("unrelated", unrelated))
     }
-    o.check_images([file for group in files.values() for file in group])
+    prompts = {"text_only": text_only or [], "rephrased": rephrased or [], "same_image": same_image or []}
+    about_edited = 1 + len(prompts["rephrased"]) + len(prompts["same_image"])
+    n_asked = (
+        len(pictures["requests"]) * about_edited
+        + len(pictures["related"]) + len(pictures["unrelated"]) + len(prompts["text_only"])
+    )  # fmt: skip
+    if not n_asked or (about_edited > 1 and not pictures["requests"]):
+        raise RequestError(
+            "no pictures to ask about", got=", ".join(f"--{name.replace('_', '-')}" for name, given in prompts.items() if given) or "neither pictures nor prompts",
+            do="give --edited, or --related, --unrelated or --text-only alone",
+        )  # fmt: skip
+    o.check_images([picture.image for group in pictures.values() for picture in group])
     vlm = o.load_model(model, device, dtype, revision)
-    reports = judge(vlm, loaded, prompt=o.make_prompt(prompt, prefix), batch_size=batch_size, **files)
-    if page is not None:
-        _write(page, reports[0], vlm.name)
+    total = n_asked * (1 + len(loaded))
+    with tqdm(total=total, desc="answers", unit="answer", disable=None, leave=False) as bar:
+        reports = judge(
+            vlm, loaded, **pictures, **prompts, prompt=ask, batch_size=batch_size, teacher_forcing=teacher_forcing,
+            cache=None if cache else False, bar=bar,
+        )  # fmt: skip
+    if len({report.name for report in reports}) < len(reports):  # of the same swap: told apart by their files
+        reports = [replace(r, name=f"{r.name} ({file})") for r, file in zip(reports, patches, strict=True)]
     if json:
         o.print_json([report.to_dict() for report in reports])
-        return
+    else:
+        _show(reports)
+    _write(reports, page, csv)
+
+
+def _show(reports: Sequence[EditReport]) -> None:
+    """Every metric and the wrong answers of each patch, then the patches side by side."""
+    from mmedit.evaluation.report import summary
+    from mmedit.evaluation.wording import HEADLINE
+
     for report in reports:
-        typer.echo(report)
-        for case in report.cases:
-            if not case.right:
-                typer.echo(
-                    f"  {VERDICTS[case.kind][1]}: {case.picture}\n    before: {case.before}\n    after:  {case.after}"
-                )
+        wrong = [result for result in report.results if result.right is False]
+        o.say("\n".join([str(report), *map(_told, wrong[:LISTED])]))
+        if len(wrong) > LISTED:
+            o.say(f"  and {len(wrong) - LISTED} more, which --page or --csv has")
+        o.say("")
+    if len(reports) > 1:
+        o.say(summary(reports, [name for name in HEADLINE if any(name in report.metrics for report in reports)]))
 
 
-def _write(page: Path, report: EditReport, model: str) -> None:
-    from mmedit.evaluation.page import write_page
+def _told(result: ProbeResult) -> str:
+    """One answer in a few lines."""
+    from mmedit.evaluation.report import picture_label
+    from mmedit.evaluation.wording import verdict
+    from mmedit.requests import CAPTION_PROMPT
 
-    figures = [(f"{right} of {n}", name) for name, (right, n) in report.counts().items()]
-    write_page(page, report.patch, f"{model}, judged on whole captions", figures, _groups(report))
+    probe = result.probe
+    asked = [] if probe.prompt == CAPTION_PROMPT else [repr(probe.prompt.text)]
+    lines = {"before": result.before, "after": result.after, "expected": result.expected}
+    if result.expected == result.before:
+        del lines["expected"]
+    return "\n".join(
+        [f"  {verdict(result)}: {', '.join([*filter(None, [picture_label(probe.image)]), *asked])}"]
+        + [f"    {name + ':':<9} {printable(text)}" for name, text in lines.items()]
+    )
 
 
-def _groups(report: EditReport) -> Sequence[Group]:
-    from mmedit.evaluation.page import Case, Group
+def _write(reports: Sequence[EditReport], page: Path | None, csv: Path | None) -> None:
+    from mmedit.evaluation.page import write_report
+    from mmedit.evaluation.report import write_csv
 
-    texts = {
-        "edit": ("The pictures that the edit was made from", "Every source shall be replaced, and nothing else."),
-        "related": ("Other pictures with a source", "They were not used for the edit, and shall be swapped too."),
-        "unrelated": ("Unrelated pictures", "Their captions shall stay."),
-    }
-    cases = {
-        kind: [
-            Case(c.picture, c.before, c.after, c.right, VERDICTS[kind][not c.right])
-            for c in report.cases
-            if c.kind == kind
-        ]
-        for kind in texts
-    }
-    return [Group(*texts[kind], found) for kind, found in cases.items() if found]
+    if csv is not None:
+        write_csv(csv, reports)
+    if page is not None:
+        write_report(page, reports)

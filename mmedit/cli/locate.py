@@ -14,6 +14,8 @@ def locate(
     images: o.Images,
     source: Annotated[str | None, typer.Option(help="Word of the caption; every noun of every picture when left out.")] = None,
     k: Annotated[int, typer.Option(help="How many neurons.")] = 10,
+    scorer: Annotated[str, typer.Option(help="contribution (the paper's), activation (Base), attribution (Mmns) or random.")] = "contribution",
+    seed: Annotated[int, typer.Option(help="Of the random neurons.")] = 0,
     layer: Annotated[list[int] | None, typer.Option(help="Decoder layer to look at, from 0; may be given several times.")] = None,
     activation: Annotated[str, typer.Option(help="w_out_input, or act_fn for what the authors' code records.")] = "w_out_input",
     final_norm: Annotated[str, typer.Option(help="ignore, as the paper does, or fold.")] = "ignore",
@@ -21,10 +23,11 @@ def locate(
     model: o.Model = o.DEFAULT_MODEL, prompt: o.PromptText = None, prefix: o.Prefix = "",
     device: o.Device = None, dtype: o.Dtype = "auto", revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
-    """Rank neurons by how much they contribute to a word of the caption."""
+    """Rank the neurons that write a word of the caption."""
     from mmedit import locate_nouns, locate_word
     from mmedit.errors import RequestError
     from mmedit.files import check_writable
+    from mmedit.scorers import as_scorer
 
     if save is not None:
         if source is None:
@@ -33,9 +36,12 @@ def locate(
             )
         check_writable(save)
     o.check_images(images)
+    method = as_scorer(scorer, seed)
     vlm = o.load_model(model, device, dtype, revision)
     asked = o.make_prompt(prompt, prefix)
-    settings: dict[str, Any] = {"k": k, "activation": activation, "final_norm": final_norm, "layers": layer or None}
+    settings: dict[str, Any] = {
+        "scorer": method, "k": k, "activation": activation, "final_norm": final_norm, "layers": layer or None,
+    }  # fmt: skip
     if source is not None:
         rankings = [locate_word(vlm, images, source, asked, **settings)]
     else:
@@ -46,4 +52,4 @@ def locate(
         o.print_json([ranking.to_dict() for ranking in rankings])
         return
     for ranking in rankings:
-        typer.echo(f"{ranking.source!r} in {', '.join(map(repr, ranking.captions))}\n{ranking}\n")
+        typer.echo(f"{ranking.source!r} in {', '.join(map(repr, ranking.captions))}, by {ranking.scorer}\n{ranking}\n")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mmedit.printable import printable
 
 if TYPE_CHECKING:
     from mmedit.models.vlm import VisionLanguageModel
@@ -60,6 +63,23 @@ def check_images(images: list[Path]) -> list[Path]:
     return images
 
 
+def check_outputs(outputs: Sequence[Path | None], inputs: Iterable[str | Path]) -> None:
+    """Raise OutputError, before anything long is begun, unless these files can be written and none of them is also read."""
+    from mmedit.errors import OutputError
+    from mmedit.files import check_writable
+
+    given = [output.resolve() for output in outputs if output is not None]
+    for i, output in enumerate(given):
+        check_writable(output)
+        if output in given[:i] or output in [Path(path).resolve() for path in inputs]:
+            raise OutputError("this file is given twice", where=output, do="choose another name for what is written")
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print lines in which nothing can make the terminal do anything: captions and names come from strangers."""
+    typer.echo(printable(text, keep="\n"), err=err)
+
+
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    say(json.dumps(value, indent=2, ensure_ascii=False))

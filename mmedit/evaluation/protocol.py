@@ -1,144 +1,128 @@
-"""Judging edits: captions before and after, on the edit's pictures, related ones and unrelated ones.
+"""Judging edits on a user's own pictures and prompts, always against the unedited model.
 
-The baseline is always the unedited model, captioned once for all patches: K patches on N pictures cost (K + 1)·N captions.
+The unedited model is asked once for all patches, and what it said is kept on disk: K patches on N pictures cost (K + 1)·N
+answers, and N less the next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
 
-from mmedit.errors import PatchError, RequestError
-from mmedit.evaluation.metrics import all_replaced, says
+from mmedit.cases import Kind, Probe
+from mmedit.data.pictures import read_pictures
+from mmedit.errors import RequestError
+from mmedit.evaluation.answers import Bar, Baselines
+from mmedit.evaluation.judge import State, judge, swaps_of
+from mmedit.evaluation.report import EditReport
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.live import Stack
 from mmedit.patches.patch import Patch
-from mmedit.requests import Prompt, as_list
-
-METRICS = {"edit": "reliability", "related": "generality", "unrelated": "locality"}
-"""What the share of right captions is called, for each kind of picture."""
+from mmedit.requests import EditRequest, Prompt, as_list, as_prompt
 
 
-@dataclass(frozen=True)
-class CaseResult:
-    """One picture under one patch.
-
-    Args:
-        kind: `edit` (the edit was made from it), `related` (it shows a source) or `unrelated`.
-        picture: as it was given.
-        before: the unedited model's caption.
-        after: the edited model's.
-        right: the old caption with every source replaced and nothing else changed; for unrelated pictures, the old caption.
-        leaked: a target stands in the new caption of an unrelated picture that had none.
-    """
-
-    kind: str
-    picture: Any
-    before: str
-    after: str
-    right: bool
-    leaked: bool
+@overload
+def evaluate(
+    vlm: VisionLanguageModel, patches: Patch, *, requests: Any = ..., related: Any = ..., unrelated: Any = ...,
+    text_only: Any = ..., rephrased: Any = ..., same_image: Any = ..., prompt: str | Prompt | None = ..., batch_size: int = ...,
+    teacher_forcing: bool = ..., cache: str | Path | bool | None = ..., bar: Bar | None = ...,
+) -> EditReport: ...  # fmt: skip
 
 
-@dataclass(frozen=True)
-class EditReport:
-    """What a patch does and what it leaves alone, counted on whole captions.
-
-    Args:
-        patch: its name.
-        cases: every picture.
-    """
-
-    patch: str
-    cases: tuple[CaseResult, ...]
-
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """For each metric how many pictures are right, of how many; `leakage` counts the unrelated ones that are not."""
-        kinds = {name: [case.right for case in self.cases if case.kind == kind] for kind, name in METRICS.items()}
-        kinds["leakage"] = [case.leaked for case in self.cases if case.kind == "unrelated"]
-        return {name: (sum(right), len(right)) for name, right in kinds.items() if right}
-
-    def __str__(self) -> str:
-        shares = [f"{name} {right / n:.3f} ({right} of {n})" for name, (right, n) in self.counts().items()]
-        return f"{self.patch}: {', '.join(shares)}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        shares = {name: {"share": right / n, "count": right, "of": n} for name, (right, n) in self.counts().items()}
-        return {"patch": self.patch, **shares, "cases": [asdict(c) | {"picture": str(c.picture)} for c in self.cases]}
+@overload
+def evaluate(
+    vlm: VisionLanguageModel, patches: Sequence[Patch], *, requests: Any = ..., related: Any = ..., unrelated: Any = ...,
+    text_only: Any = ..., rephrased: Any = ..., same_image: Any = ..., prompt: str | Prompt | None = ..., batch_size: int = ...,
+    teacher_forcing: bool = ..., cache: str | Path | bool | None = ..., bar: Bar | None = ...,
+) -> list[EditReport]: ...  # fmt: skip
 
 
 def evaluate(
-    vlm: VisionLanguageModel, patches: Patch | Sequence[Patch], *, edited: Any = (), related: Any = (), unrelated: Any = (),
-    prompt: str | Prompt | None = None, batch_size: int = 8,
-) -> list[EditReport]:  # fmt: skip
-    """Judge patches one by one by free generation, against the unedited model.
+    vlm: VisionLanguageModel, patches: Patch | Sequence[Patch], *, requests: Any = (), related: Any = (), unrelated: Any = (),
+    text_only: Any = (), rephrased: Any = (), same_image: Any = (), prompt: str | Prompt | None = None, batch_size: int = 8,
+    teacher_forcing: bool = True, cache: str | Path | bool | None = None, bar: Bar | None = None,
+) -> EditReport | list[EditReport]:  # fmt: skip
+    """Judge patches one by one: what they change, on which other pictures and prompts, and what they break.
 
     Args:
         vlm: the model, with no patch live on it.
         patches: one or several; their edits say what the sources and targets are.
-        edited: the pictures that the edits were made from.
-        related: other pictures with a source.
-        unrelated: pictures without one.
-        prompt: as for `vlm.caption`.
-        batch_size: pictures per batch.
+        requests: the requests that the edits were made from, or their pictures alone: reliability.
+        related: other pictures with a source, in any form that `read_pictures` takes: generality over pictures.
+        unrelated: pictures without one: locality, leakage, KL; and object hallucination where a list gives their objects.
+        text_only: prompts asked without a picture: locality over text.
+        rephrased: other prompts that make the model name the source, asked about the requests' pictures: generality over text.
+        same_image: prompts about something else in the requests' pictures: locality within a picture.
+        prompt: for the pictures, as for `vlm.caption`.
+        batch_size: probes per batch.
+        teacher_forcing: also measure KL, agreement and EasyEdit's accuracies, by one more forward pass per probe.
+        cache: the folder in which the unedited model's answers are kept; a folder of the user's when None, nowhere when False.
+        bar: a tqdm bar, told how many answers are done.
 
     Returns:
-        One report per patch.
+        A report for a single patch, else one for each.
 
     Raises:
         BaseMismatchError: if a patch is for another model.
         ImageError: if a picture cannot be read.
         PatchError: if a patch does not say what it swaps.
-        RequestError: if there are no pictures, or a patch is live already, so that there is no unedited model.
+        RequestError: if there is nothing to judge, or a patch is live already, so that there is no unedited model.
 
     Example:
         >>> import mmedit
         >>> from mmedit.testbed import benchmark_pictures
         >>> vlm = mmedit.load("iconworld-llava")
-        >>> (tree, _, _), *others = list(benchmark_pictures(4))[1:]
-        >>> editor = mmedit.editors.MMNeurons.from_hparams("iconworld-llava")
-        >>> patch = editor.execute(vlm, mmedit.EditRequest(tree, "tree", "boat"))
-        >>> print(mmedit.evaluate(vlm, patch, edited=[tree])[0])
-        tree→boat: reliability 1.000 (1 of 1)
+        >>> (tree, _, _), (boat, _, _) = list(benchmark_pictures(6))[1::4]
+        >>> request = mmedit.EditRequest(tree, "tree", "boat")
+        >>> patch = mmedit.editors.MMNeurons.from_hparams("iconworld-llava").execute(vlm, request)
+        >>> report = mmedit.evaluate(vlm, patch, requests=request, unrelated=[boat], cache=False)
+        >>> print(report.metrics["reliability"], report.metrics["locality_image"].n)
+        1.000 [1.000, 1.000] 1
     """
     listed = [patches] if isinstance(patches, Patch) else list(patches)
-    swaps = [_swaps(patch) for patch in listed]
-    kinds = zip(METRICS, (edited, related, unrelated), strict=True)
-    pictures = [(kind, picture) for kind, given in kinds for picture in as_list(given)]
-    live = Stack.of(vlm).names
-    if live or not pictures or not listed:
-        got = f"live patches {list(live)}" if live else f"{len(pictures)} pictures, {len(listed)} patches"
+    swaps = [swaps_of(patch) for patch in listed]
+    edited = _edited(requests, prompt)
+    probes = [Probe("edit", image, ask) for image, ask in edited]
+    probes += _pictured("related", related, prompt) + _pictured("unrelated", unrelated, prompt)
+    probes += [Probe("text_only", None, as_prompt(question)) for question in as_list(text_only)]
+    probes += [Probe("rephrased", image, as_prompt(question)) for image, _ in edited for question in as_list(rephrased)]
+    probes += [
+        Probe("same_image", image, as_prompt(question)) for image, _ in edited for question in as_list(same_image)
+    ]
+    if (prompted := list(as_list(rephrased)) + list(as_list(same_image))) and not edited:
         raise RequestError(
-            "nothing to judge, or nothing to judge it against",
-            got=got,
-            expected="an unedited model, patches and pictures",
+            "prompts about the requests' pictures, but no request",
+            got=prompted[0],
+            do="give requests, or their pictures",
         )
-
-    def captions() -> list[str]:
-        return vlm.caption([picture for _, picture in pictures], prompt, batch_size)
-
-    before, reports = captions(), []
-    for patch, swap in zip(listed, swaps, strict=True):
-        with patch.applied(vlm):
-            after = captions()
-        cases = [_judge(*given, old, new, swap) for given, old, new in zip(pictures, before, after, strict=True)]
-        reports.append(EditReport(patch.name, tuple(cases)))
-    return reports
-
-
-def _judge(kind: str, picture: Any, before: str, after: str, swaps: Mapping[str, str]) -> CaseResult:
-    wanted = all_replaced(before, swaps)
-    if kind == "unrelated":
-        leaked = any(says(after, target) and not says(before, target) for target in swaps.values())
-        return CaseResult(kind, picture, before, after, after == before, leaked)
-    return CaseResult(kind, picture, before, after, wanted != before and after == wanted, leaked=False)
+    live = Stack.of(vlm).names
+    if live or not probes or not listed:
+        got = f"live patches {list(live)}" if live else f"{len(probes)} probes, {len(listed)} patches"
+        raise RequestError(
+            "nothing to judge, or nothing to judge it against", got=got,
+            expected="an unedited model, patches, and pictures or prompts",
+        )  # fmt: skip
+    states = [State([patch], swap) for patch, swap in zip(listed, swaps, strict=True)]
+    results = judge(vlm, probes, states, Baselines(vlm, cache), batch_size, teacher_forcing, bar)
+    reports = [EditReport(patch.name, vlm.name, tuple(r)) for patch, r in zip(listed, results, strict=True)]
+    return reports[0] if isinstance(patches, Patch) else reports
 
 
-def _swaps(patch: Patch) -> dict[str, str]:
-    if not patch.edits:
-        raise PatchError(
-            "a patch that does not say what it swaps", got=patch.name, do="judge the edit that it was made from"
-        )
-    return {edit["source"].casefold(): edit["target"] for edit in patch.edits}
+def _edited(requests: Any, prompt: str | Prompt | None) -> list[tuple[Any, Prompt]]:
+    """The pictures that edits were made from, each with its prompt."""
+    found = []
+    for given in as_list(requests):
+        if isinstance(given, EditRequest):
+            ask = given.prompt if given.prompt is not None else prompt
+            found += [(image, as_prompt(ask)) for image in given.images]
+        else:
+            found += [(picture.image, as_prompt(prompt)) for picture in read_pictures([given])]
+    return found
+
+
+def _pictured(kind: Kind, pictures: Any, prompt: str | Prompt | None) -> list[Probe]:
+    return [
+        Probe(kind, picture.image, as_prompt(prompt), objects=picture.objects, label=picture.label)
+        for picture in read_pictures(pictures)
+    ]

@@ -6,76 +6,51 @@ needs more is a row of `FAMILIES`. Nothing outside this module knows a module pa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from mmedit.errors import ModelError, RequestError
-from mmedit.models.editable import ADAPTER, full_name, obstacle
+from mmedit.models.editable import obstacle
+from mmedit.models.readout import Head, Route
+from mmedit.models.search import find_final_norm, find_layers, find_unembedding, find_w_outs
+from mmedit.models.w_out import WOut as WOut
 from mmedit.neuron import Neuron, Site
-
-W_OUT_NAMES = ("down_proj", "fc2", "wo", "w2", "dense_4h_to_h", "output.dense", "c_proj")
-NOT_FEED_FORWARD = re.compile(r"attn|attention|mamba|conv|router|gate\b|altup|per_layer|experts")
-NOT_TEXT = re.compile(r"vision|visual|image_|vq|audio|qformer")
-NORM_NAMES = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm", "norm_f", "ln_f", "layer_norm")
-ACTIVATION_NAMES = ("act_fn", "activation_fn", "activation", "act", "hidden_act")
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the resolver must be told about a model type: a path from the model, or None to search."""
+    """What must be known of a model type beside what the search finds."""
 
     layers: str | None = None
+    """Path of the decoder layers; searched for when None."""
     unembedding: str | None = None
+    """Path of the unembedding; searched for when None."""
+    picture_mask: str | None = None
+    """With which keyword a layer is told what positions are a picture's, if its experts see only the others."""
+    text_model: str | None = None
+    """Path of the part that reads text alone, if the whole cannot do without a picture."""
+    batch_axis: int = 0
+    """Which axis of a layer's input counts pictures; positions follow."""
+    refused: str = ""
+    """Why it cannot be edited, if it cannot."""
 
 
-FAMILIES: dict[str, Family] = {}
-"""Model types (config.model_type) that the generic search gets wrong."""
-
-
-@dataclass(frozen=True, eq=False)
-class WOut:
-    """One second feed-forward matrix, seen as `[d_ffn, d_model]`: row i is neuron i's output vector."""
-
-    site: Site
-    module: nn.Module
-    name: str  # of the weight in model.named_parameters()
-    layer: nn.Module
-    act_fn: nn.Module | None  # whose output is act(gate), before the up factor
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The parameter as the module stores it."""
-        weight: nn.Parameter = self.module.weight  # type: ignore[assignment]
-        return weight
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as `[d_ffn, d_model]`, a view."""
-        return self.weight.detach() if isinstance(self.module, Conv1D) else self.weight.detach().T
-
-    def rows(self, units: Tensor) -> Tensor:
-        """Copies of rows `[k, d_model]`, in the weight's own type, on the CPU."""
-        return self.matrix[units.to(self.weight.device)].cpu()
-
-    def write(self, units: Tensor, rows: Tensor) -> None:
-        """Put rows `[k, d_model]` in place; touches nothing else."""
-        weight = self.weight
-        self.matrix[units.to(weight.device)] = rows.to(weight.device, weight.dtype)
-
-    @property
-    def d_ffn(self) -> int:
-        # the module's own word first: packed weights have other shapes
-        return int(getattr(self.module, "in_features", None) or self.matrix.shape[0])
-
-    @property
-    def d_model(self) -> int:
-        return int(getattr(self.module, "out_features", None) or self.matrix.shape[1])
+FAMILIES: dict[str, Family] = {
+    "blip-2": Family(text_model="language_model"),
+    "instructblip": Family(text_model="language_model"),
+    "diffusion_gemma": Family(refused="it writes many words at once, so none is predicted at a position"),
+    "ernie4_5_vl_moe": Family(picture_mask="moe_mm_token_type_ids"),
+    "ernie4_5_vl_moe_text": Family(picture_mask="moe_mm_token_type_ids"),
+    "evolla": Family(refused="it reads proteins, not pictures"),
+    "gemma3n": Family(batch_axis=1),
+    "muse_spark": Family(refused="its experts write through a norm of their own, in a narrower space"),
+    "pi0": Family(refused="it writes a robot's movements, not words"),
+}
+"""Model types (config.model_type) for which the search is not enough."""
 
 
 class Architecture:
@@ -98,30 +73,33 @@ class Architecture:
                 expected="a PreTrainedModel or a VisionLanguageModel",
             )
         self.model_type: str = config.model_type
-        family = FAMILIES.get(self.model_type, Family())
-        self.layers = model.get_submodule(family.layers) if family.layers else _find_layers(model)
-        self.unembedding: nn.Module = (
-            model.get_submodule(family.unembedding) if family.unembedding else _find_unembedding(model)
-        )
-        self.final_norm = _find_final_norm(model, self.layers)
+        self.family = FAMILIES.get(self.model_type, Family())
+        if self.family.refused:
+            raise ModelError("models of this type cannot be edited", where=self.model_type, got=self.family.refused)
+        at = model.get_submodule
+        self.layers = at(self.family.layers) if self.family.layers else find_layers(model)
+        self.unembedding = at(self.family.unembedding) if self.family.unembedding else find_unembedding(model)
+        self.final_norm = find_final_norm(model, self.layers)
         self.seen_as: WeakSet[nn.Module] = WeakSet([model])  # the model, and wrappers of torch.compile around it
-        parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.w_outs = {w_out.site: w_out for w_out in _find_w_outs(self.layers, parameter_names)}
-        if not self.w_outs:
-            raise ModelError(
-                "no feed-forward W_out found",
-                where=f"{type(model).__name__} ({self.model_type})",
-                expected=f"a Linear named {', '.join(W_OUT_NAMES)} in each decoder layer",
-            )
-        names = {module: name for name, module in model.named_modules()}
-        self._paths = {site: names[w_out.module] for site, w_out in self.w_outs.items()}
+        self.w_outs = {w_out.site: w_out for w_out in find_w_outs(model, self.layers)}
         self.n_layers = len(self.layers)  # type: ignore[arg-type]
-        first = next(iter(self.w_outs.values()))
-        self.d_model, self.d_ffn = first.d_model, first.d_ffn
-        self.direct: dict[Site, bool | None] = {}  # whether W_out adds to the residual as it is, by models/probe.py
-        self.image_token_id: int | None = getattr(config, "image_token_id", None)
-        if self.image_token_id is None:
-            self.image_token_id = getattr(config, "image_token_index", None)
+        self.d_model = self.w_u.shape[1]
+        narrow = next((w_out for w_out in self.w_outs.values() if w_out.d_model != self.d_model), None)
+        if narrow:
+            raise ModelError(
+                "a W_out that does not add to the residual stream", where=narrow.path,
+                got=f"rows of {narrow.d_model}", expected=f"rows of {self.d_model}, as the unembedding has",
+            )  # fmt: skip
+        dense = [w_out.d_ffn for site, w_out in self.w_outs.items() if site.expert is None]
+        self.d_ffn = max(dense or [w_out.d_ffn for w_out in self.w_outs.values()])
+        self.routes: dict[Site, Route | None] = {}  # how what a W_out writes goes on, by models/probe.py
+        self.head: Head | None = None  # how the logits come from W_U's products, by the same
+        self.image_token_id = _image_token_id(config)
+
+    @property
+    def sites(self) -> tuple[WOut, ...]:
+        """Every W_out in order, each with `path`, `layer`, `expert`, `d_model` and `d_ffn`."""
+        return tuple(self.w_outs[site] for site in sorted(self.w_outs))
 
     @property
     def w_u(self) -> Tensor:
@@ -151,7 +129,7 @@ class Architecture:
         if neuron.unit >= d_ffn:
             raise RequestError("the layer has no such unit", got=str(neuron), expected=f"unit 0 to {d_ffn - 1}")
 
-    def sites_of(self, layers: list[int] | tuple[int, ...] | None) -> list[Site]:
+    def sites_of(self, layers: Sequence[int] | None) -> list[Site]:
         """The sites of some decoder layers, or of all.
 
         Args:
@@ -172,6 +150,29 @@ class Architecture:
             )
         return [site for site in sorted(self.w_outs) if site.layer in set(layers)]
 
+    def exact(self, sites: Iterable[Site], folded: bool) -> bool | None:
+        """Whether contribution scores are what neurons add to a logit.
+
+        Args:
+            sites: where the neurons are.
+            folded: whether the scores follow the writings through norms and scales to the logit, or only say what is added to
+                the residual stream, in units of W_U's products, as the paper's do.
+
+        Returns:
+            False if a way of another kind stands in between, None if it could not be tried.
+        """
+        routes = [self.routes.get(site, "unchecked") for site in sites]
+        if "unchecked" in routes:
+            return None
+        known = [isinstance(route, Route) and (folded or route.direct) for route in routes]
+        return all(known) and (self.head is not None or not folded)
+
+    def norms_after(self, sites: Iterable[Site]) -> list[nn.Module]:
+        """The norms between some W_outs and the logits, as far as they are known."""
+        routes = (self.routes.get(site) for site in sites)
+        found = [self.final_norm, *(route.norm for route in routes if route)]
+        return list(dict.fromkeys(norm for norm in found if norm is not None))
+
     def require_editable(self, site: Site) -> WOut:
         """The W_out of a site, if its rows can be changed in place.
 
@@ -179,13 +180,20 @@ class Architecture:
             ModelError: if the weight is quantised, offloaded, or compiled with freezing.
         """
         w_out = self.w_out(site)
-        found = obstacle(w_out.module, self._paths[site], self.seen_as)
+        found = obstacle(w_out.weight, w_out.module, w_out.path, self.seen_as)
         if found:
             raise ModelError(
                 f"the W_out of {site} is {found[0]} and cannot be edited in place", where=w_out.name,
                 expected="float32, bfloat16 or float16 on a device", do=found[1],
             )  # fmt: skip
         return w_out
+
+
+def _image_token_id(config: Any) -> int | None:
+    """Which token of the prompt stands for a picture, by whatever name the configuration has it."""
+    places = (config, getattr(config, "vision_config", None))
+    ids = (getattr(place, name, None) for place in places for name in ("image_token_id", "image_token_index"))
+    return next((number for number in ids if number is not None), None)
 
 
 _known: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
@@ -204,6 +212,27 @@ def architecture_of(model: Any) -> Architecture:
     return _known[inner]
 
 
+def resolve(model: Any) -> Architecture:
+    """Where a model keeps what locating and editing need; another name of `architecture_of`.
+
+    Args:
+        model: a VisionLanguageModel or a bare transformers model.
+
+    Returns:
+        An object with `sites`, one for each W_out.
+
+    Raises:
+        ModelError: if it cannot be worked out; it says why.
+
+    Example:
+        >>> import mmedit
+        >>> site = resolve(mmedit.load("iconworld-llava")).sites[2]
+        >>> site.path, site.layer, site.expert, site.d_model, site.d_ffn
+        ('model.language_model.layers.2.mlp.down_proj', 2, None, 128, 512)
+    """
+    return architecture_of(model)
+
+
 def bare_model(model: Any) -> nn.Module:
     """The transformers model inside a VisionLanguageModel or a wrapper of torch.compile, or the model itself."""
     inner = model.model if hasattr(model, "processor") and hasattr(model, "inputs") else model
@@ -212,73 +241,3 @@ def bare_model(model: Any) -> nn.Module:
             "not a model", got=type(model).__name__, expected="a VisionLanguageModel or a transformers model"
         )
     return getattr(inner, "_orig_mod", inner)
-
-
-def _w_out_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The feed-forward output projections of one decoder layer, by name."""
-    for name, module in layer.named_modules():
-        if any(name == known or name.endswith("." + known) for known in W_OUT_NAMES) and not NOT_FEED_FORWARD.search(
-            name
-        ):
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.dim() == 2:
-                yield name, module
-
-
-def _find_layers(model: nn.Module) -> nn.ModuleList:
-    """The shallowest list of layers that hold a W_out, searched from the text decoder and never from the model's root."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    ignored = re.compile(NOT_TEXT.pattern + (r"|(^|\.)encoder\." if hasattr(decoder, "decoder") else ""))
-    lists = sorted(
-        (
-            (name, module)
-            for name, module in decoder.named_modules()
-            if isinstance(module, nn.ModuleList) and not ignored.search(name)
-        ),
-        key=lambda item: item[0].count("."),
-    )
-    for _, module in lists:
-        if any(True for layer in module for _ in _w_out_modules(layer)):
-            return module
-    for name, module in decoder.named_modules():
-        readable = isinstance(getattr(module, "weight", None), Tensor)  # GPTQ, AWQ and torch.ao pack it elsewhere
-        if not readable and name.endswith(W_OUT_NAMES) and not NOT_FEED_FORWARD.search(name):
-            raise ModelError(
-                "the W_outs are quantised and cannot be read or edited", where=name, got=full_name(module),
-                expected="a Linear with a weight", do=ADAPTER,
-            )  # fmt: skip
-    raise ModelError(
-        "no decoder layers found", where=type(model).__name__, do="open an issue that names the model type"
-    )
-
-
-def _find_unembedding(model: nn.Module) -> nn.Module:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if head is None:
-        raise ModelError(
-            "no unembedding found", where=type(model).__name__, expected="get_output_embeddings() gives a module"
-        )
-    return head  # type: ignore[no-any-return]
-
-
-def _find_final_norm(model: nn.Module, layers: nn.Module) -> nn.Module | None:
-    """The norm that stands beside the list of layers."""
-    for module in model.modules():
-        if layers in module.children():
-            return next((child for name in NORM_NAMES if (child := getattr(module, name, None)) is not None), None)
-    return None
-
-
-def _find_w_outs(layers: nn.Module, parameter_names: dict[int, str]) -> Iterator[WOut]:
-    for index, layer in enumerate(layers.children()):
-        found = list(_w_out_modules(layer))
-        dense = [item for item in found if "shared" not in item[0]]
-        for expert, (name, module) in [(None, item) for item in dense[:1]] + [
-            ("shared", item) for item in found if "shared" in item[0]
-        ]:
-            parent = layer.get_submodule(name.rpartition(".")[0])
-            act_fn = next(
-                (child for key in ACTIVATION_NAMES if isinstance(child := getattr(parent, key, None), nn.Module)), None
-            )
-            weight_name = parameter_names.get(id(module.weight), f"decoder layer {index}: {name}.weight")
-            yield WOut(Site(index, expert), module, weight_name, layer, act_fn)  # type: ignore[arg-type]

@@ -18,21 +18,21 @@ EDITABLE = (torch.float32, torch.bfloat16, torch.float16)
 ADAPTER = "edit the plain model and use the edit as a PEFT adapter (patch.to_lora)"
 
 
-def obstacle(module: nn.Module, path: str, models: Iterable[nn.Module]) -> tuple[str, str] | None:
-    """What keeps a module's weight from being edited in place, and what to do about it; None if nothing does.
+def obstacle(weight: Any, module: nn.Module, path: str, models: Iterable[nn.Module]) -> tuple[str, str] | None:
+    """What keeps a weight from being edited in place, and what to do about it; None if nothing does.
 
     Args:
-        module: whose weight it is.
+        weight: the parameter.
+        module: whose it is.
         path: where the module was found in the model.
         models: the model, and the wrappers of torch.compile through which it is known.
 
     Example:
         >>> layer = nn.Linear(4, 4)
-        >>> obstacle(layer, "0", [nn.Sequential(layer)])
-        >>> obstacle(layer.to("meta"), "0", [nn.Sequential(layer)])[0]
+        >>> obstacle(layer.weight, layer, "0", [nn.Sequential(layer)])
+        >>> obstacle(layer.to("meta").weight, layer, "0", [nn.Sequential(layer)])[0]
         'offloaded'
     """
-    weight: Any = module.weight
     if weight.is_meta:
         return "offloaded", f"load with another device_map, or {ADAPTER}"
     if type(weight) not in (nn.Parameter, Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from mmedit.errors import ModelError, RequestError
+from mmedit.errors import MmeditError, ModelError, RequestError
 from mmedit.models.architecture import Architecture, architecture_of
 from mmedit.models.images import load_image
-from mmedit.models.probe import residual_is_direct
+from mmedit.models.probe import NOT_RUN, probe
 from mmedit.models.prompts import render_prompt
+from mmedit.models.qformer import straighten
 from mmedit.requests import Prompt, as_list, as_prompt
 
+Prompts = str | Prompt | None | list[str | Prompt | None]
 CHECKPOINTS = Path(__file__).parent.parent / "testbed" / "checkpoints"  # shipped with the package
 MAX_NEW_TOKENS = 40
 
@@ -49,19 +53,23 @@ class VisionLanguageModel:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.architecture: Architecture = architecture_of(model)
-        if not self.architecture.direct:
-            self.architecture.direct = residual_is_direct(model, self.architecture)
+        if not self.architecture.routes:
+            probe(model, self.architecture)
+        if not self.architecture.routes or self.architecture.head is None:  # it may need a picture to run
+            with suppress(*NOT_RUN, MmeditError):
+                probe(model, self.architecture, self.inputs(Image.new("RGB", (64, 64)), "What is this?"))
 
     def __repr__(self) -> str:
         a = self.architecture
         return f"VisionLanguageModel({self.name!r}, {a.model_type}, {a.n_layers} layers, d_model {a.d_model}, d_ffn {a.d_ffn}, {self.model.dtype})"
 
-    def inputs(self, images: Any, prompt: str | Prompt | None = None) -> Any:
+    def inputs(self, images: Any, prompt: Prompts = None) -> Any:
         """The batch that `caption` hands to generate.
 
         Args:
-            images: one picture or several (paths, PIL, arrays); None for a text-only prompt.
-            prompt: the instruction, or with an answer prefix a `Prompt`; the paper's caption prompt when None.
+            images: one picture or several (paths, PIL, arrays); None for text-only prompts.
+            prompt: the instruction, or with an answer prefix a `Prompt`; the paper's caption prompt when None. A list
+                holds one for each picture.
 
         Returns:
             The processor's batch on the model's device: `input_ids` and `attention_mask` `[n, length]`, padded on the
@@ -69,19 +77,33 @@ class VisionLanguageModel:
 
         Raises:
             ImageError: if a picture cannot be read.
-            RequestError: if there is no picture in the list.
+            RequestError: if there is no picture in the list, or not one prompt for each.
         """
         pictures = None if images is None else [load_image(image) for image in as_list(images)]
         if pictures is not None and not pictures:
             raise RequestError("no pictures given", got="an empty list", do="give at least one picture")
-        text = render_prompt(self.processor, self.architecture.model_type, as_prompt(prompt), pictures is not None)
+        prompts = prompt if isinstance(prompt, list) else [prompt] * (1 if pictures is None else len(pictures))
+        if not prompts or (pictures is not None and len(prompts) != len(pictures)):
+            got = f"{len(prompts)} prompts, {len(pictures or ())} pictures"
+            raise RequestError("one prompt, or one for each picture", got=got)
+        texts = [self.render(prompt, pictures is not None) for prompt in prompts]
         bos = self.tokenizer.bos_token
-        options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
-        texts = [text] * (1 if pictures is None else len(pictures))
+        options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
         batch = self.processor(
             images=pictures, text=texts, return_tensors="pt", padding=True, padding_side="left", **options
         )
+        if "qformer_input_ids" in batch:
+            straighten(batch, pictures is not None)
         return batch.to(self.model.device, self.model.dtype)
+
+    def reader(self, inputs: Any) -> Any:
+        """What answers a batch that `inputs` made: the model, or for text alone the part of it that needs no picture."""
+        path = self.architecture.family.text_model
+        return self.model.get_submodule(path) if path and "pixel_values" not in inputs else self.model
+
+    def render(self, prompt: str | Prompt | None, with_image: bool = True) -> str:
+        """The whole text before the answer, as the model family was trained on it."""
+        return render_prompt(self.processor, self.architecture.model_type, as_prompt(prompt), with_image)
 
     def generate(
         self, images: Any, prompt: str | Prompt | None = None, batch_size: int = 8, max_new_tokens: int = MAX_NEW_TOKENS
@@ -114,7 +136,7 @@ class VisionLanguageModel:
             return_dict_in_generate=False,
         )  # fmt: skip
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, generation_config=config)
+            ids = self.reader(inputs).generate(**inputs, generation_config=config)
         start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         return [self._generation(row[start:].tolist()) for row in ids]
 

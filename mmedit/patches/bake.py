@@ -21,8 +21,9 @@ from mmedit.neuron import Site
 from mmedit.patches.bin_files import rewrite_bin, rewrite_index, safetensors_name
 from mmedit.patches.checkpoint import Checkpoint, StoredWOut, open_checkpoint, spans
 from mmedit.patches.checkpoint_files import stored_tensors
-from mmedit.patches.new_folder import Link, check_free, new_folder, place
+from mmedit.patches.new_folder import check_free, new_folder
 from mmedit.patches.patch import Patch
+from mmedit.patches.placing import Link, place
 from mmedit.patches.rows import Entry, check_model, check_rows, edited_rows, units_of
 
 
@@ -102,8 +103,8 @@ def bake(
         _copy_others(part, checkpoint, link)
         for shard in tqdm(checkpoint.shards, desc="weight files", disable=None, leave=False):
             ours = [change for change in changes if change.w_out.stored.file == shard]
-            file = _copy_shard(part, shard, "copy" if ours and link == "hard" else link)
-            for change in ours:  # while the copy is still in memory
+            file = _copy_shard(part, shard, ours, link)
+            for change in ours:
                 _edit(file, change, entries)
     rows = {change.w_out.stored.name: len(change.units) for change in changes}
     return Baked(Path(output), rows, tuple(str(path.relative_to(checkpoint.folder)) for path in checkpoint.left_out))
@@ -137,27 +138,34 @@ def _copy_others(part: Path, checkpoint: Checkpoint, link: Link) -> None:
         place(checkpoint.index, part / checkpoint.index.name, copy)
 
 
-def _copy_shard(part: Path, shard: Path, link: Link) -> Path:
-    """Put a weight file into the new folder, unedited, as safetensors."""
-    if shard.suffix != ".bin":
-        place(shard, part / shard.name, link)
-        return part / shard.name
-    rewrite_bin(shard, part / safetensors_name(shard.name))
-    return part / safetensors_name(shard.name)
+def _copy_shard(part: Path, shard: Path, changes: Sequence[Change], link: Link) -> Path:
+    """Put a weight file into the new folder as safetensors, ready to be edited."""
+    if shard.suffix == ".bin":
+        rewrite_bin(shard, part / safetensors_name(shard.name))
+        return part / safetensors_name(shard.name)
+    edited = [change.w_out.stored.extent for change in changes]  # which `_edit` writes
+    place(shard, part / shard.name, "copy" if edited and link == "hard" else link, edited)
+    return part / shard.name
 
 
 def _edit(file: Path, change: Change, entries: Sequence[Entry]) -> None:
-    """Write the edited rows of a site into the copy of its file, and read them back."""
-    source = change.w_out
+    """Write an edited W_out over its copy in a file, and read the edited rows back."""
+    source, units = change.w_out, change.units
     target = StoredWOut(stored_tensors(file)[source.stored.name], source.by_unit)
-    for span, places in spans(change.units):
-        rows = source.read(span)
-        rows[places] = edited_rows(change.site, places + span.start, rows[places], entries)
-        if not bool(torch.isfinite(rows[places]).all()):
-            raise PatchError("the edited rows are too large for the file's type", where=f"{change.site}, {source.stored.name}", got=source.stored.dtype, do="choose smaller scales, or bake a float32 checkpoint")  # fmt: skip
-        target.write(span, rows)
-        if not torch.equal(_bits(target.read(span)), _bits(rows)):
-            raise OutputError("what was written does not read back", where=file, got=f"other rows of {change.site}", do="check the disk")  # fmt: skip
+    rows = torch.cat([_edited(change, span, places, entries) for span, places in spans(units)])
+    source.write_to(target.stored, units, rows)
+    read = torch.cat([target.read(span)[places] for span, places in spans(units)])
+    if not torch.equal(_bits(read), _bits(rows)):
+        raise OutputError("what was written does not read back", where=file, got=f"other rows of {change.site}", do="check the disk")  # fmt: skip
+
+
+def _edited(change: Change, span: slice, places: Tensor, entries: Sequence[Entry]) -> Tensor:
+    """The edited rows of some units of one block, which are counted from where the span begins."""
+    stored = change.w_out.stored
+    rows = edited_rows(change.site, places + span.start, change.w_out.read(span)[places], entries)
+    if not bool(torch.isfinite(rows).all()):
+        raise PatchError("the edited rows are too large for the file's type", where=f"{change.site}, {stored.name}", got=stored.dtype, do="choose smaller scales, or bake a float32 checkpoint")  # fmt: skip
+    return rows
 
 
 def _bits(rows: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from mmedit.patches.base import Base
 from mmedit.patches.checkpoint_files import Stored, inside, other_files, stored_tensors, weight_files
 from mmedit.patches.rows import BLOCK
 
+STRETCH = 2**21  # bytes of a W_out that are rewritten at a time; few, so that the same memory serves for all
+
 
 @dataclass(frozen=True)
 class StoredWOut:
@@ -44,15 +46,19 @@ class StoredWOut:
     def read(self, units: slice) -> Tensor:
         """Rows `[k, d_model]`, copied, in the file's type."""
         if self.by_unit:
-            return self.stored.read(units, slice(0, self.stored.n_columns))
+            return self.stored.read(units)
         return self.stored.read(slice(0, self.stored.n_rows), units).T
 
-    def write(self, units: slice, rows: Tensor) -> None:
-        """Overwrite rows in the file."""
-        if self.by_unit:
-            self.stored.write(units, slice(0, self.stored.n_columns), rows)
-        else:
-            self.stored.write(slice(0, self.stored.n_rows), units, rows.T)
+    def write_to(self, target: Stored, units: Tensor, rows: Tensor) -> None:
+        """Write this W_out, with other rows for some units, over that of another file; a stretch at a time."""
+        for part in self.stored.stretches(STRETCH):
+            block = self.stored.read(part)
+            if self.by_unit:
+                ours = (units >= part.start) & (units < part.stop)
+                block[units[ours] - part.start] = rows[ours]
+            else:
+                block[:, units] = rows[:, part].T
+            target.write(part, block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +99,7 @@ class Checkpoint:
     @cached_property
     def names(self) -> dict[str, tuple[str, bool]]:
         """For each name on disk the name in memory, and whether the tensor is loaded as it is."""
-        return {disk: (name, plain) for disk, name, plain in _renamed(self.model, self.tensors)}
+        return names_in_memory(self.model, self.tensors)
 
     def w_out(self, site: Site) -> StoredWOut:
         """Where a W_out is.
@@ -197,16 +203,18 @@ def _skeleton(folder: Path) -> Any:
         raise ModelError("cannot build this model from its configuration", where=folder, got=got) from error
 
 
-def _renamed(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
-    """Each name on disk with its name in memory, and whether the tensor is loaded as it is."""
+def names_in_memory(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """For each name on disk the name in memory, and whether the tensor is loaded as it is, by transformers' rules for loading."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     rules, ours, prefix = get_model_conversion_mapping(model), model.state_dict(), model.base_model_prefix
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    for disk in sorted(names, key=dot_natural_key):
+    found = {}
+    for disk in names:
         name, converter = rename_source_key(disk, renamings, converters, prefix, ours)
         if name not in ours and disk in ours:  # as in loading: a name that is right already stays
             name, converter = rename_source_key(disk, [], [], prefix, ours)
-        yield disk, name, converter is None
+        found[disk] = name, converter is None
+    return found

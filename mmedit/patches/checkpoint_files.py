@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from mmap import ACCESS_READ, mmap
@@ -22,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmedit.errors import ModelError
+from mmedit.models.vlm import CHECKPOINTS
+from mmedit.patches.placing import write_all
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What transformers looks for, in its order."""
@@ -60,12 +63,19 @@ class Stored:
     def n_columns(self) -> int:
         return prod(self.shape[1:])
 
-    def read(self, rows: slice, columns: slice) -> Tensor:
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Its stretch of the file: the first byte, and the one after the last."""
+        assert self.offset is not None, "in a .bin, tensors lie in pieces of their own"
+        return self.offset, self.offset + self.n_rows * self.n_columns * self.dtype.itemsize
+
+    def read(self, rows: slice, columns: slice | None = None) -> Tensor:
         """A rectangle of the matrix, copied; a slice has a start and a stop.
 
         Raises:
             ModelError: if the file cannot be read or has become shorter.
         """
+        columns = columns or slice(0, self.n_columns)
         if self.offset is None:
             return load_bin(self.file)[self.name].reshape(self.n_rows, self.n_columns)[rows, columns].clone()
         try:
@@ -78,17 +88,18 @@ class Stored:
         every = numbers.reshape(self.n_rows, self.n_columns * size)
         return torch.from_numpy(every[rows, columns.start * size : columns.stop * size].copy()).view(self.dtype)
 
-    def write(self, rows: slice, columns: slice, block: Tensor) -> None:
-        """Overwrite a rectangle in the file; the bytes around it stay."""
-        assert self.offset is not None, "a .bin is never written"
-        size, stride = self.dtype.itemsize, self.n_columns * self.dtype.itemsize
-        start = self.offset + rows.start * stride + columns.start * size
+    def write(self, rows: slice, block: Tensor) -> None:
+        """Overwrite whole rows of the matrix in the file."""
+        size = self.n_columns * self.dtype.itemsize
         with self.file.open("r+b", buffering=0) as file:
-            for number, line in enumerate(block.contiguous().view(torch.uint8).numpy()):
-                place, left = start + number * stride, line.data
-                while left:  # a part is written where the disk becomes full, and then the rest is an error
-                    done = os.pwrite(file.fileno(), left, place)
-                    place, left = place + done, left[done:]
+            data = block.contiguous().view(torch.uint8).numpy().data.cast("B")
+            write_all(file.fileno(), data, self.extent[0] + rows.start * size)
+
+    def stretches(self, n_bytes: int) -> Iterator[slice]:
+        """Cut the rows of the matrix into parts of about so many bytes."""
+        step = max(1, n_bytes // max(1, self.n_columns * self.dtype.itemsize))
+        for start in range(0, self.n_rows, step):
+            yield slice(start, min(start + step, self.n_rows))
 
 
 def weight_files(folder: Path) -> tuple[list[Path], Path | None]:
@@ -141,7 +152,8 @@ def other_files(folder: Path, weights: list[Path]) -> tuple[list[Path], list[Pat
 def inside(path: Path, folder: Path) -> Path:
     """The file that a path of a folder stands for, links followed; they may not leave the folder.
 
-    In the Hugging Face cache, whose snapshots are links to blobs, they may not leave the repository's cache folder.
+    In the Hugging Face cache, whose snapshots are links to blobs, they may not leave the repository's cache folder. Those
+    of a shipped checkpoint are the installer's (an editable install may consist of links), and may lead anywhere.
 
     Raises:
         ModelError: if one does, or leads nowhere.
@@ -153,7 +165,7 @@ def inside(path: Path, folder: Path) -> Path:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12
         _cannot_read(path, error)
-    if not real.is_relative_to(root):
+    if not real.is_relative_to(root) and folder.resolve().parent != CHECKPOINTS.resolve():
         raise ModelError("a link that leaves the checkpoint's folder", where=path, got=real, expected=f"a file inside {root}", do="put the file itself there")  # fmt: skip
     return real
 

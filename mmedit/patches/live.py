@@ -12,7 +12,7 @@ import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +25,8 @@ from mmedit.patches.base_rows import BaseRows
 from mmedit.patches.interrupts import uninterrupted
 from mmedit.patches.patch import Patch
 from mmedit.patches.rows import Entry, check_model, check_rows
+
+T = TypeVar("T")
 
 
 class Stack:
@@ -221,10 +223,23 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
     for patch, scale in zip(chosen, scales or [1.0] * len(chosen), strict=True):
         name, entry = live._admit(patch, None, scale, entries)
         entries[name] = ours[name] = entry
+    yield from _while_live(live, ours, live)
+
+
+@contextmanager
+def applied(vlm: Any, patch: Patch, scale: float = 1.0) -> Iterator[Any]:
+    """Have one patch live for the length of a `with` block; see `Patch.applied`."""
+    live = Stack.of(vlm)
+    name, entry = live._admit(patch, live.free_name(patch), scale, live._entries)
+    yield from _while_live(live, {name: entry}, vlm)
+
+
+def _while_live(live: Stack, ours: Mapping[str, Entry], given: T) -> Iterator[T]:
+    """The body of a context manager that has some entries live, gives a value, and takes them out on any exit."""
     try:
         try:
-            live._become(entries)
-            yield live
+            live._become({**live._entries, **ours})
+            yield given
         finally:
             _take_out(live, ours)
     finally:

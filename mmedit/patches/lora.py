@@ -24,6 +24,7 @@ from mmedit.errors import PatchError
 from mmedit.files import replacing
 from mmedit.models.architecture import WOut, architecture_of, bare_model
 from mmedit.patches.base import Base, matrix_digest
+from mmedit.patches.checkpoint import names_in_memory
 from mmedit.patches.format import are_edits, check_size, read_json
 from mmedit.patches.hub import model_card
 from mmedit.patches.live import Stack
@@ -41,6 +42,7 @@ _OTHER_MATHS = (  # settings of PEFT with which a LoRA is more, or other, than s
     "alora_invocation_tokens", "kasa_config", "velora_config", "monteclora_config",
 )  # fmt: skip
 MAX_CONFIG = 2**20  # bytes
+Pair = tuple[Tensor, Tensor]  # lora_A [r, d_ffn], lora_B [d_model, r]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def from_lora(folder: str | Path, vlm: Any) -> Patch:
     paths = {w_out.name.removesuffix(".weight"): w_out for w_out in architecture.w_outs.values()}
     (rank, scaling), (pairs, edits) = _scaling(folder / CONFIG), _pairs(folder / WEIGHTS)
     deltas, low_rank, base_rows, base_digests = {}, {}, {}, {}
-    for path, (a, b) in pairs.items():
+    for path, (a, b) in _named_as_today(pairs, paths, bare_model(vlm)).items():
         w_out = _target(paths, path, rank, a, b)
         architecture.require_editable(w_out.site)
         units = a.any(0).nonzero().flatten()
@@ -104,6 +106,19 @@ def from_lora(folder: str | Path, vlm: Any) -> Patch:
             base_rows[w_out.site] = stack.base_rows(w_out.site, units)
     hparams = {"rank": rank, "scaling": scaling}
     return Patch(deltas, base_rows, Base.of(vlm), "LoRA", hparams, edits, low_rank=low_rank, base_digests=base_digests)
+
+
+def _named_as_today(pairs: dict[str, Pair], paths: dict[str, WOut], model: Any) -> dict[str, Pair]:
+    """The factors by the module paths of today; adapters from before transformers 5 have those of LLaVA's checkpoints."""
+    old = [path for path in pairs if path not in paths]
+    names = names_in_memory(model, [f"{path}.weight" for path in old])
+    today = {path: names[f"{path}.weight"][0].removesuffix(".weight") for path in old}
+    found = {today.get(path, path): pair for path, pair in pairs.items()}
+    if len(found) < len(pairs):
+        raise PatchError(
+            "an adapter that names a module twice", got=", ".join(sorted(pairs))[:200], expected="each once"
+        )
+    return found
 
 
 def _target(paths: dict[str, WOut], path: str, rank: int, a: Tensor, b: Tensor) -> WOut:
@@ -139,7 +154,7 @@ def _scaling(path: Path) -> tuple[int, float]:
     return rank, scaling
 
 
-def _pairs(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[dict[str, Any], ...]]:
+def _pairs(path: Path) -> tuple[dict[str, Pair], tuple[dict[str, Any], ...]]:
     """lora_A `[r, in]` and lora_B `[out, r]` in float32 by module path, and the concept swaps if mmedit noted any."""
     check_size(path)
     found: dict[str, dict[str, Tensor]] = {}

@@ -1,8 +1,7 @@
-"""Writing a folder so that it appears whole or not at all, and putting files into it without reading them."""
+"""Writing a folder so that it appears whole or not at all."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -11,15 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from mmedit.errors import OutputError
-
-Link = Literal["copy", "reflink", "hard"]
-FICLONE = 0x40049409  # Linux: share another file's blocks
-STRETCH = 2**30  # bytes per system call
-CANNOT = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK}
-"""What a file system answers that cannot do a thing, rather than has failed to do it."""
 
 
 @contextmanager
@@ -65,50 +57,6 @@ def check_free(path: str | Path) -> None:
     target = Path(path)
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise OutputError("this exists already", where=target, expected="a new folder or an empty one", do="choose another name")  # fmt: skip
-
-
-def place(source: Path, target: Path, link: Link = "copy") -> None:
-    """Put a file into a folder with the bytes of another.
-
-    Args:
-        source: the file to take.
-        target: where to put it; nothing is there.
-        link: `copy` its bytes, or share them: `reflink` where the file system can (the copies stay independent), `hard`
-            for one file under two names.
-
-    Raises:
-        OutputError: if the file system cannot share bytes so.
-        OSError: if it cannot be read or written.
-    """
-    try:
-        if link == "hard":
-            os.link(source.resolve(), target)
-        elif link == "reflink":
-            _reflink(source, target)
-        else:
-            _copy(source, target)
-    except OSError as error:
-        if link == "copy" or error.errno not in CANNOT:
-            raise
-        raise OutputError(f"no {link} link can be made here", where=target.parent, got=str(error), expected="a file system that can, and both folders on it", do="use link='copy'") from error  # fmt: skip
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy within the kernel, without a buffer of ours, and what it cannot copy by hand."""
-    with source.open("rb") as read, target.open("xb") as write:
-        try:
-            while os.copy_file_range(read.fileno(), write.fileno(), STRETCH):
-                pass
-        except (OSError, AttributeError) as error:  # Linux only
-            if getattr(error, "errno", errno.ENOSYS) not in CANNOT:
-                raise
-        if write.tell() < os.fstat(read.fileno()).st_size:
-            shutil.copyfileobj(read, write, 2**23)
-
-
-def _reflink(source: Path, target: Path) -> None:
-    with source.open("rb") as read, target.open("xb") as write:
-        fcntl.ioctl(write.fileno(), FICLONE, read.fileno())
 
 
 @contextmanager

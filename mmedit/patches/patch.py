@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -243,23 +243,20 @@ class Patch:
         stack = stack_of(vlm)
         stack.pop(stack.name_of(self))
 
-    @contextmanager
-    def applied(self, vlm: Any, scale: float = 1.0) -> Iterator[Any]:
+    def applied(self, vlm: Any, scale: float = 1.0) -> AbstractContextManager[Any]:
         """Have the patch live on a model for the length of a `with` block; takes it out on any exit.
+
+        Args:
+            vlm: a VisionLanguageModel or a bare transformers model, which the block is given; changed in place.
+            scale: what the rows are multiplied with.
 
         Raises:
             BaseMismatchError: if the model is not the one that the patch was made on.
+            ModelError: if the weights are quantised, offloaded, or compiled with freezing.
         """
-        from mmedit.patches.live import stack_of
+        from mmedit.patches.live import applied
 
-        stack = stack_of(vlm)
-        name = stack.free_name(self)
-        try:
-            stack.push(self, name, scale)
-            yield vlm
-        finally:
-            if name in stack.names:
-                stack.pop(name)
+        return applied(vlm, self, scale)
 
 
 def _listed(sites: Iterable[Site]) -> str:

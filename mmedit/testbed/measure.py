@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
+from tqdm import trange
 
 from mmedit.models.vlm import VisionLanguageModel, load
 from mmedit.requests import Prompt
-from mmedit.testbed.language import CAPTION_PROMPT, REPHRASED_PROMPTS, Turn, caption, facts, questions
+from mmedit.testbed.language import CAPTION_PROMPT, PLURALS, REPHRASED_PROMPTS, Turn, caption, facts, questions
 from mmedit.testbed.world import Scene, render, scene
 
 
@@ -52,15 +51,14 @@ def measure(
     right = [caption(drawn) for drawn in scenes]
     said = vlm.caption(pictures, Prompt(*CAPTION_PROMPT), batch_size)
     rephrased = [vlm.caption(pictures, Prompt(*prompt), batch_size) for prompt in REPHRASED_PROMPTS]
-    asked = [(picture, _question(drawn)) for picture, drawn in zip(pictures, scenes, strict=True)]
-    known = facts()
+    asked, known = [_question(drawn) for drawn in scenes], facts()
     return Scores(
         n, len(asked), len(known),
         things_right=_share([_names_right(text, drawn) for text, drawn in zip(said, scenes, strict=True)]),
         captions_right=_share([a == b for a, b in zip(said, right, strict=True)]),
         rephrased_right=_share([a == b for texts in rephrased for a, b in zip(texts, right, strict=True)]),
-        questions_right=_share(answers_right(vlm, asked, batch_size)),
-        facts_right=_share([vlm.caption(None, turn.prompt) == [turn.answer] for turn in tqdm(known, desc="facts")]),
+        questions_right=_share(answers_right(vlm, pictures, asked, batch_size)),
+        facts_right=_share(answers_right(vlm, None, known, batch_size)),
     )  # fmt: skip
 
 
@@ -70,21 +68,20 @@ def _question(drawn: Scene) -> Turn:
     return rng.choice(questions(drawn, rng))
 
 
-def answers_right(vlm: VisionLanguageModel, asked: Sequence[tuple[object, Turn]], batch_size: int) -> list[bool]:
-    """Whether each question about each picture is answered exactly, one batch per question text."""
-    by_prompt: dict[str, list[tuple[object, str]]] = defaultdict(list)
-    for picture, turn in asked:
-        by_prompt[turn.prompt].append((picture, turn.answer))
+def answers_right(
+    vlm: VisionLanguageModel, pictures: Sequence[object] | None, asked: Sequence[Turn], batch_size: int
+) -> list[bool]:
+    """Whether each question, about the picture of its own or about none, is answered exactly."""
     results = []
-    for prompt, cases in tqdm(by_prompt.items(), desc="questions"):
-        answers = vlm.caption([picture for picture, _ in cases], prompt, batch_size)
-        results += [answer == right for answer, (_, right) in zip(answers, cases, strict=True)]
+    for start in trange(0, len(asked), batch_size, desc="questions"):
+        turns = asked[start : start + batch_size]
+        about = None if pictures is None else list(pictures[start : start + batch_size])
+        answers = vlm.generate_batch(vlm.inputs(about, [turn.prompt for turn in turns]))
+        results += [answer.text.strip() == turn.answer for answer, turn in zip(answers, turns, strict=True)]
     return results
 
 
 def _names_right(text: str, drawn: Scene) -> bool:
-    from mmedit.testbed.language import PLURALS
-
     singular = {plural: noun for noun, plural in PLURALS.items()} | {noun: noun for noun in PLURALS}
     return [singular[word] for word in text.split() if word in singular] == list(drawn.nouns)
 

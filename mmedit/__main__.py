@@ -1,0 +1,5 @@
+"""`python -m mmedit`, and so `accelerate launch -m mmedit`."""
+
+from mmedit.cli import main
+
+main()

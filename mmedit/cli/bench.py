@@ -1,0 +1,233 @@
+"""`mmedit bench`: a whole benchmark, for one editor or several side by side."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmedit.cli import options as o
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmedit.cases import EditCase
+    from mmedit.editors.base import Editor
+    from mmedit.evaluation.answers import Baselines
+    from mmedit.evaluation.report import EditReport
+    from mmedit.models.vlm import VisionLanguageModel
+    from mmedit.processes import Processes
+
+MAIN = ("reliability", "generality_image", "generality_image_exact", "generality_text", "locality_image", "locality_text", "locality_same_image", "leakage", "kl_image")  # fmt: skip
+
+
+def bench(
+    benchmark: Annotated[str, typer.Argument(help="`iconworld`, or a file of records.", show_default=False)],
+    editor: Annotated[list[str], typer.Option(help="Editing method, with settings of its own after a colon: MMNeurons:scorer=random. May be given several times.")] = ["MMNeurons"],  # noqa: B006
+    format: Annotated[str | None, typer.Option(help="Of the file: mmedit, vlkeb, comprehendedit or mmke.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the file's pictures are in; that of the file when left out.")] = None,
+    rephrase_images: Annotated[Path | None, typer.Option(help="The same for rephrased pictures; as --images when left out.")] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out records with a picture that is not there.")] = False,
+    hparams: Annotated[str | None, typer.Option(help="Shipped name or YAML file; by default those of the model, or else the method's own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first edits.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of what editors draw at random.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Probes per batch.", min=1)] = 32,
+    sequential: Annotated[bool, typer.Option("--sequential", help="Keep all edits live; judge each again after 1, 10, 100 … further ones.")] = False,
+    teacher_forcing: Annotated[bool, typer.Option(help="Also KL, agreement and EasyEdit's accuracies.")] = True,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the results as they come; the same command goes on where it stopped.")] = None,
+    cache: Annotated[bool, typer.Option(help="Keep the unedited model's answers for later runs.")] = True,
+    export: Annotated[Path | None, typer.Option(help="Instead of running it, write the benchmark in MMEdit's format to this new folder.")] = None,
+    model: o.Model = o.DEFAULT_MODEL, device: o.Device = None, dtype: o.Dtype = "auto", revision: o.Revision = None, json: o.Json = False,
+) -> None:  # fmt: skip
+    """Run a benchmark: make every edit by itself, judge it on its own probes, take it out again."""
+    from mmedit.errors import RequestError
+    from mmedit.evaluation.answers import Baselines
+    from mmedit.processes import Processes
+
+    cases = _cases(benchmark, format, limit, images=images, rephrase_images=rephrase_images, skip_missing=skip_missing)
+    if export is not None:
+        from mmedit.evaluation.export import export_mmedit
+
+        export_mmedit(cases, export)
+        typer.echo(f"{len(cases)} edits written to {export}")
+        return
+    editors = [_editor(text, hparams, model) for text in editor]
+    processes = Processes.launched()
+    if sequential and processes.count > 1:
+        raise RequestError(
+            "edits that pile up cannot be split", got=f"{processes.count} processes", do="run one process"
+        )
+    vlm = o.load_model(model, device or processes.device, dtype, revision)
+    baselines = Baselines(vlm, cache)
+    settings = {
+        "benchmark": benchmark,
+        "model": model,
+        "seed": seed,
+        "teacher_forcing": teacher_forcing,
+        "fingerprint": baselines.mark,
+    }
+    run = _pile_up if sequential else _each
+    results = [
+        run(vlm, cases, name, method, baselines, processes, output, settings, batch_size) for name, method in editors
+    ]
+    if not processes.main:
+        return
+    if sequential:
+        o.print_json([part for part, _ in results]) if json else typer.echo("\n".join(text for _, text in results))
+        return
+    _show([report for report in results], output, json)
+
+
+def _cases(benchmark: str, format: str | None, limit: int | None, **options: Any) -> Sequence[EditCase]:
+    """The edits of a benchmark; says which records of a file are left out."""
+    from mmedit.data.benchmarks import FORMATS, load_cases
+    from mmedit.errors import RequestError
+    from mmedit.testbed.benchmark import iconworld_cases
+
+    if benchmark == "iconworld":
+        return iconworld_cases(limit)
+    if format is None:
+        raise RequestError("a file has a format", got=benchmark, expected=f"--format {' | '.join(FORMATS)}; or the benchmark iconworld")  # fmt: skip
+    loaded = load_cases(benchmark, format, **options)
+    if loaded.skipped:
+        typer.echo(f"{benchmark}: {loaded}", err=True)
+    return loaded.cases[:limit]
+
+
+def _editor(text: str, hparams: str | None, model: str) -> tuple[str, Editor]:
+    """An editor from `NAME` or `NAME:key=value,key=value`."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from mmedit.editors import EDITORS
+    from mmedit.errors import HparamsError, RequestError
+    from mmedit.hparams import shipped
+
+    name, _, given = text.partition(":")
+    if name not in EDITORS:
+        raise RequestError("no such editor", got=repr(name), expected=f"one of {', '.join(EDITORS)}")
+    label = Path(model).name
+    chosen = hparams if hparams is not None else label if label in shipped(name) else None
+    base = EDITORS[name]() if chosen is None else EDITORS[name].from_hparams(chosen)
+    if not given:
+        return text, base
+    pairs = [part.partition("=") for part in given.split(",")]
+    if any(not key or not equals for key, equals, _ in pairs):
+        raise HparamsError(
+            "settings of an editor are key=value", where=text, got=given, expected="MMNeurons:scorer=random,lr=0.001"
+        )
+    values = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    return text, EDITORS[name].from_hparams({**asdict(base.hparams), **values})
+
+
+def _each(
+    vlm: VisionLanguageModel, cases: Sequence[EditCase], name: str, method: Editor, baselines: Baselines,
+    processes: Processes, output: Path | None, settings: dict[str, Any], batch_size: int,
+) -> EditReport:  # fmt: skip
+    """The report of one editor, each edit by itself."""
+    from contextlib import nullcontext
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from mmedit.evaluation.bench import Outcome, outcomes, report_of
+    from mmedit.evaluation.journal import Journal
+
+    began = time.perf_counter()
+    header = {**settings, "editor": name, "hparams": asdict(method.hparams)}
+    with Journal(output, _file_name(name), header, processes.index) if output else nullcontext() as journal:
+        found = outcomes(
+            vlm, cases, method.execute, journal=journal, processes=processes, seed=settings["seed"],
+            batch_size=batch_size, teacher_forcing=settings["teacher_forcing"], baselines=baselines,
+        )  # fmt: skip
+        own = list(tqdm(found, desc=name, unit="edit", total=len(processes.share(cases)), disable=not processes.main))
+    probes = {case.id: case.probes for case in cases}
+    gathered = [
+        Outcome.from_dict(line, probes[line["case"]]) for line in processes.gather([one.to_dict() for one in own])
+    ]
+    order = {case.id: i for i, case in enumerate(cases)}
+    gathered.sort(key=lambda outcome: order[outcome.case])
+    return report_of(name, vlm.name, gathered, time.perf_counter() - began)
+
+
+def _pile_up(
+    vlm: VisionLanguageModel, cases: Sequence[EditCase], name: str, method: Editor, baselines: Baselines,
+    processes: Processes, output: Path | None, settings: dict[str, Any], batch_size: int,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """The retention curve of one editor, as plain JSON values and in words."""
+    from contextlib import nullcontext
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from mmedit.evaluation.journal import Journal
+    from mmedit.evaluation.sequential import SHOWN, curve, draw_curve, retention, write_curve
+
+    label = f"{_file_name(name)}-sequential"
+    header = {
+        **settings,
+        "editor": name,
+        "hparams": asdict(method.hparams),
+        "sequential": True,
+        "cases": [case.id for case in cases],
+    }
+    folder = output / f"{label}-patches" if output else None
+    with Journal(output, label, header) if output else nullcontext() as journal:
+        found = retention(
+            vlm,
+            cases,
+            method.execute,
+            journal=journal,
+            folder=folder,
+            seed=settings["seed"],
+            batch_size=batch_size,
+            baselines=baselines,
+        )
+        made = list(tqdm(found, desc=f"{name}, sequential", unit="judged"))
+    if output:
+        write_curve(made, output / f"{label}.csv")
+        draw_curve(made, output / f"{label}.png", f"{name} on {vlm.name}")
+    points = curve(made)
+    rows = [
+        {"further_edits": gap, "edits": edits, "superseded": gone, "metrics": {k: vars(e) for k, e in metrics.items()}}
+        for gap, (metrics, edits, gone) in points.items()
+    ]
+    lines = [f"{name} on {vlm.name}, all edits live"]
+    for gap, (metrics, edits, gone) in points.items():
+        shown = ", ".join(f"{k} {metrics[k]}" for k in SHOWN if k in metrics)
+        lines.append(f"  after {gap} further edits ({edits} edits, {gone} superseded): {shown}")
+    return {"editor": name, "model": vlm.name, "n_edits": len(cases), "retention": rows}, "\n".join(lines)
+
+
+def _show(reports: Sequence[EditReport], output: Path | None, json: bool) -> None:
+    from mmedit.evaluation.report import summary
+
+    plain = [
+        {
+            "editor": report.name, "model": report.model, **{k: v for k, v in report.info.items() if k != "failures"},
+            "not_said": report.not_said, "failures": len(report.info["failures"]),
+            "metrics": {name: vars(e) for name, e in report.metrics.items()},
+        }
+        for report in reports
+    ]  # fmt: skip
+    if output:
+        from mmedit.evaluation.page import write_report
+
+        for report in reports:
+            report.to_csv(output / f"{_file_name(report.name)}.csv")
+            report.to_json(output / f"{_file_name(report.name)}.json")
+        write_report(output / "report.html", reports)
+    if json:
+        o.print_json(plain[0] if len(plain) == 1 else plain)
+        return
+    for report in reports:
+        typer.echo(f"{report}\n{report.info['n_edits']} edits in {report.info['seconds']:.0f} s, {len(report.info['failures'])} could not be made\n")  # fmt: skip
+    if len(reports) > 1:
+        typer.echo(summary(reports, MAIN))
+
+
+def _file_name(editor: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_=" else "_" for c in editor)

@@ -1,0 +1,63 @@
+"""Contribution scores (Pan et al., Eq. 2), with no gradients and no second forward pass.
+
+The score of neuron i of layer l for token t is s = o[l,i] · (W_out[l][i] · W_U[:,t]), with o taken where t is predicted.
+Only the columns of W_U that are asked for are multiplied, so scoring is one read of each W_out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmedit.models.architecture import Architecture
+from mmedit.models.vlm import VisionLanguageModel
+from mmedit.neuron import Site
+from mmedit.scorers.base import Scorer
+from mmedit.sightings import Sighting
+
+
+class Contribution(Scorer):
+    """How much each neuron adds to the word's token by its own output vector (Pan et al., Eq. 2)."""
+
+    name = "contribution"
+    folds = True
+
+    def scores(self, vlm: VisionLanguageModel, seen: Sequence[Sighting]) -> dict[Site, Tensor]:
+        architecture, scores = vlm.architecture, {}
+        columns = architecture.w_u[[s.occurrence.token_id for s in seen]].float()
+        with torch.inference_mode():
+            for site in seen[0].activations:
+                o = torch.stack([s.activations[site] for s in seen])
+                if not o.any():  # an expert that no sighting went to
+                    scores[site] = torch.zeros(o.shape)
+                    continue
+                matrix = architecture.w_out(site).matrix
+                directions = torch.stack([s.directions.get(site, column) for s, column in zip(seen, columns, strict=True)])
+                scores[site] = contribution(o.to(matrix.device), matrix, directions.to(matrix.device)).cpu()
+        return scores
+
+    def label(self, architecture: Architecture, sighting: Sighting) -> str:
+        exact = architecture.exact(sighting.activations, folded=bool(sighting.directions))
+        return self.name + {True: "", False: ", approximate", None: ", unchecked"}[exact]
+
+
+def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
+    """Contribution scores, Eq. 2.
+
+    Args:
+        o: activations `[n, d_ffn]`.
+        w_out: `[d_ffn, d_model]`.
+        directions: for each activation vector the direction that writes its token, a column of W_U `[n, d_model]`.
+
+    Returns:
+        Scores `[n, d_ffn]` in float32.
+
+    Example:
+        >>> contribution(torch.tensor([[2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 5.0]]))
+        tensor([[6.]])
+    """
+    distinct, which = torch.unique(directions, dim=0, return_inverse=True)
+    scores: Tensor = o.float() * (distinct.float() @ w_out.float().T)[which]
+    return scores
