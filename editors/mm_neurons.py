@@ -28,7 +28,7 @@ from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
 from mmedit.scorers import SCORERS, Scorer, as_scorer
-from mmedit.sightings import Sighting, source_sightings
+from mmedit.sightings import Sighting, answer_sightings, source_sightings
 
 Penalty = Literal["l2", "squared_l2"]
 
@@ -172,7 +172,7 @@ class MMNeurons(Editor):
         Raises:
             RequestError: if the source is not in a picture's caption; it shows the caption and its nouns.
         """
-        return rank(vlm, [self._sightings(vlm, request)], scorer=self._scorer)[0]
+        return rank(vlm, [self._sightings(vlm, request)[0]], scorer=self._scorer)[0]
 
     def execute(self, vlm: VisionLanguageModel, request: EditRequest, neurons: Sequence[Neuron] | None = None) -> Patch:
         """Work out Δw for the best neurons; the model is not touched.
@@ -189,19 +189,20 @@ class MMNeurons(Editor):
             RequestError: if the source is not in a picture's caption, or source and target begin with the same token.
         """
         hp = self.hparams
-        seen = self._sightings(vlm, request)
+        seen, target_id = self._sightings(vlm, request)
         if neurons is None:
             ranking = rank(vlm, [seen], hp.neurons_per_edit, scorer=self._scorer)[0]
         else:
             ranking = rank_given(vlm, seen, neurons, scorer=self._scorer)
-        target_id = self._target_id(vlm, seen[0], request)
+        if target_id is None:
+            target_id = self._target_id(vlm, seen[0], request)
         w_u = vlm.architecture.w_u
         v0, v1 = (w_u[token].double().cpu() for token in (ranking.token_id, target_id))
         o = torch.tensor(ranking.activations, dtype=torch.float64)
         delta = SOLVERS[hp.solver](o, v0, v1, hp.lr, hp.epochs, hp.beta, hp.penalty)  # type: ignore[arg-type]
         _warn_if_weak(ranking, (o.abs() * (v0 - v1).norm()).tolist(), hp)
         edit = {
-            "source": request.source, "target": request.target, "source_token_id": ranking.token_id, "target_token_id": target_id,
+            "source": request.source or seen[0].occurrence.word, "target": request.target, "source_token_id": ranking.token_id, "target_token_id": target_id,
             "prompt": asdict(as_prompt(request.prompt)), "images": [image_digest(image) for image in request.images],
             "neurons": [str(neuron) for neuron in ranking.neurons], "scores": [record.score for record in ranking],
             "activations": list(ranking.activations),
@@ -212,12 +213,15 @@ class MMNeurons(Editor):
     def _scorer(self) -> Scorer:
         return as_scorer(self.hparams.scorer, self.hparams.seed)
 
-    def _sightings(self, vlm: VisionLanguageModel, request: EditRequest) -> list[Sighting]:
+    def _sightings(self, vlm: VisionLanguageModel, request: EditRequest) -> tuple[list[Sighting], int | None]:
+        """Where the source is said; without one, where the answer first differs from the target, and what to say there."""
         hp = self.hparams
         options = self._scorer.options(
             vlm.architecture, activation=hp.activation, final_norm=hp.final_norm, layers=hp.layers, batch_size=hp.batch_size,
         )  # fmt: skip
-        return source_sightings(vlm, request.images, request.source, request.prompt, **options)
+        if request.source is None:
+            return answer_sightings(vlm, request.images, request.target, request.prompt, **options)
+        return source_sightings(vlm, request.images, request.source, request.prompt, **options), None
 
     def _target_id(self, vlm: VisionLanguageModel, sighting: Sighting, request: EditRequest) -> int:
         """The first token of the target where the source stands; says so when a word has several."""

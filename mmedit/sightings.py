@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmedit.concepts import Occurrence, require_occurrences
 from mmedit.errors import RequestError
+from mmedit.models.forcing import answer_ids
 from mmedit.models.readout import directions
 from mmedit.models.vlm import Generation, VisionLanguageModel, batches
 from mmedit.neuron import Site
@@ -106,3 +107,47 @@ def source_sightings(
         return require_occurrences(generation.ids, source, vlm.tokenizer, where=f"picture {picture}")
 
     return sightings(vlm, images, choose, prompt, **options)
+
+
+def answer_sightings(
+    vlm: VisionLanguageModel, images: Any, answer: str, prompt: str | Prompt | None = None, **options: Any
+) -> tuple[list[Sighting], int]:
+    """Where the model's answers first differ from the one that they shall be.
+
+    Args:
+        vlm: the model.
+        images: one picture or several.
+        answer: the whole answer that is wanted.
+        prompt: the question.
+        options: as for `sightings`.
+
+    Returns:
+        A sighting of each picture at the first token that differs, and the token that shall stand there; the end of an
+        answer counts as a token.
+
+    Raises:
+        RequestError: if the model gives that answer already, or the pictures' answers differ from it at other tokens.
+    """
+    end = min(vlm.end_ids)
+    wanted = (*answer_ids(vlm, prompt, answer), end)
+
+    def choose(picture: int, generation: Generation) -> list[Occurrence]:
+        said = (*generation.ids, end)
+        index = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), None)
+        if index is None:
+            raise RequestError(
+                "the model gives this answer already", where=f"picture {picture}", got=repr(generation.text.strip()),
+                do="choose another answer or another picture",
+            )  # fmt: skip
+        before = vlm.tokenizer.decode(list(said[:index]), skip_special_tokens=True)
+        return [Occurrence(generation.text.strip(), len(before), index, said[index], 1)]
+
+    seen = sightings(vlm, images, choose, prompt, **options)
+    swaps = {(s.occurrence.token_id, wanted[s.occurrence.index]) for s in seen}
+    if len(swaps) > 1:
+        raise RequestError(
+            "the pictures' answers differ from the wanted one at different tokens",
+            got=[vlm.tokenizer.decode(list(pair)) for pair in sorted(swaps)],
+            do="edit them one by one, or name a source and a target word",
+        )
+    return seen, swaps.pop()[1]

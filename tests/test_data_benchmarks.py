@@ -225,9 +225,9 @@ def test_pictures_of_two_folders(folder: Path, tmp_path: Path) -> None:
 
 def test_another_template(folder: Path) -> None:
     for name, (format, record) in FILES.items():
-        prompts = [[p.prompt.text for case in load(folder, format, record, template=t).cases for p in case.probes] for t in ("{}", "<{}>")]  # fmt: skip
+        prompts = [[p.prompt.text for case in load(folder, format, record, template=t).cases for p in case.probes] for t in ("{}", "{x}<{}>")]  # fmt: skip
         about_pictures = [p.image is not None for case in load(folder, format, record).cases for p in case.probes]
-        assert prompts[1] == [f"<{text}>" if shown else text for text, shown in zip(prompts[0], about_pictures, strict=True)], name  # fmt: skip
+        assert prompts[1] == [f"{{x}}<{text}>" if shown else text for text, shown in zip(prompts[0], about_pictures, strict=True)], name  # fmt: skip
         assert not any("Short answer" in text for text in prompts[0])
 
 

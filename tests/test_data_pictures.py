@@ -25,7 +25,9 @@ from mmedit.errors import DataError, ImageError, MmeditError
 from mmedit.models.images import load_image
 
 law = settings(deadline=None, max_examples=60)
-WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip) | st.just("a\u2028b\u2029, \"c\"")
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip) | st.just(
+    'a\u2028b\u2029, "c"'
+)
 
 
 def put(folder: Path, *names: str) -> Path:

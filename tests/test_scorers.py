@@ -371,7 +371,8 @@ def test_an_attribution_that_fails_leaves_the_model_as_it_was(
 
 def test_activation_is_a_plain_forward_on_the_prompt_alone(vlm: mmedit.VisionLanguageModel, pictures: Any) -> None:
     images = [image for image, _, _ in pictures[:3]]
-    together = mmedit.locate_nouns(vlm, images, scorer="activation", k=3072, n_tokens=0, batch_size=3)
+    options: dict[str, Any] = {"scorer": "activation", "layers": [0, 5], "k": 1024, "n_tokens": 0}
+    together = mmedit.locate_nouns(vlm, images, batch_size=3, **options)
     for image, rankings in zip(images, together, strict=True):
         kept: dict[int, Tensor] = {}
         for site, w_out in vlm.architecture.w_outs.items():
@@ -384,7 +385,7 @@ def test_activation_is_a_plain_forward_on_the_prompt_alone(vlm: mmedit.VisionLan
             w_out.module._forward_pre_hooks.clear()
         assert rankings
         for ranking in rankings:
-            assert len(ranking) == 3072
+            assert len(ranking) == 1024
             assert all(r.score == pytest.approx(float(kept[r.neuron.layer][r.neuron.unit]), abs=1e-4) for r in ranking)
 
 
@@ -441,7 +442,7 @@ def test_several_pictures_are_averaged(vlm: mmedit.VisionLanguageModel, pictures
 
 
 def test_activations_are_those_of_the_word_whatever_the_scorer(vlm: mmedit.VisionLanguageModel, cat_file: Any) -> None:
-    rankings = [mmedit.locate_word(vlm, cat_file, "cat", scorer=name, k=3072, n_tokens=2) for name in SCORERS]
+    rankings = [mmedit.locate_word(vlm, cat_file, "cat", scorer=name, layers=[3], k=512, n_tokens=2) for name in SCORERS]
     assert [ranking.scorer for ranking in rankings] == ["contribution", "activation", "attribution", "random, seed 0"]
     orders = {ranking.neurons for ranking in rankings}
     assert len(orders) == len(SCORERS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 from torch.nn.functional import cosine_similarity, layer_norm
 from typer.testing import CliRunner
 
@@ -19,12 +21,12 @@ from mmedit.testbed.batches import BatchMaker
 from mmedit.testbed.checkpoint import N_PATCHES
 from mmedit.testbed.instructblip import INSTRUCTBLIP
 from mmedit.testbed.seeing import PatchHeads, PatchLabels
-from mmedit.testbed.train import FAMILIES, SETTINGS, TrainSettings, settings_of, train
-from mmedit.testbed.world import NOUNS
+from mmedit.testbed.train import FAMILIES, SETTINGS, TrainSettings, run_stage, settings_of, train
+from mmedit.testbed.world import NOUNS, Scene
 
 TINY = TrainSettings(
     pictures=2,
-    question_pictures=2,
+    question_pictures=1,
     fact_rows=1,
     tower_steps=1,
     caption_steps=2,
@@ -41,19 +43,33 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+class Run(NamedTuple):
+    """A whole run of a few steps, made by the command."""
+
+    name: str
+    out: Path
+    seeds: list[int]  # of the scenes in the order in which they were drawn
+
+
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A name and the folder of a whole run of a few steps, made by the command."""
-    out = tmp_path_factory.mktemp(request.param)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out, seeds, scenes = tmp_path_factory.mktemp(request.param), [], BatchMaker.scenes
+
+    def drawn(maker: BatchMaker, step: int) -> list[Scene]:
+        found = scenes(maker, step)
+        seeds.extend(scene.seed for scene in found)
+        return found
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(SETTINGS, request.param, TINY)
+        patched.setattr(BatchMaker, "scenes", drawn)
         done = CliRunner().invoke(app, ["testbed", "train", request.param, "-o", str(out)])
     assert done.exit_code == 0 and done.stdout == f"{out / 'checkpoint'}\n"
-    return request.param, out
+    return Run(request.param, out, seeds)
 
 
-def test_a_run_ends_in_a_small_checkpoint_that_loads(run: tuple[str, Path]) -> None:
-    name, out = run
+def test_a_run_ends_in_a_small_checkpoint_that_loads(run: Run) -> None:
+    name, out, _ = run
     assert {tensor.dtype for tensor in weights(out).values()} == {torch.float16}
     vlm = mmedit.load(out / "checkpoint")
     assert vlm.model.dtype == torch.float32 and vlm.architecture.n_layers == 6
@@ -70,8 +86,8 @@ def test_a_run_ends_in_a_small_checkpoint_that_loads(run: tuple[str, Path]) -> N
 
 
 @pytest.mark.parametrize("run", ["iconworld-instructblip"], indirect=True)  # one family is enough
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(run: tuple[str, Path], tmp_path: Path) -> None:
-    name, whole = run
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(run: Run, tmp_path: Path) -> None:
+    name, whole, _ = run
     for stage in train(name, tmp_path, TINY, "cpu"):
         if stage == "captions":
             break
@@ -82,11 +98,42 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run: tuple[str, Path]
 
 
 @pytest.mark.parametrize("run", ["iconworld-instructblip"], indirect=True)  # one family is enough
-def test_a_checkpoint_is_measured_by_the_command(run: tuple[str, Path]) -> None:
-    measured = CliRunner().invoke(app, ["testbed", "measure", str(run[1] / "checkpoint"), "--n", "2"])
+def test_a_checkpoint_is_measured_by_the_command(run: Run) -> None:
+    measured = CliRunner().invoke(app, ["testbed", "measure", str(run.out / "checkpoint"), "--n", "2"])
     assert measured.exit_code == 0
     scores = json.loads(measured.stdout)
     assert scores["pictures"] == scores["questions"] == 2 and scores["captions_right"] == 0 and scores["facts"] > 100
+
+
+def test_no_picture_comes_twice(run: Run) -> None:
+    """Except those of the first step, a sample of which is looked at before."""
+    sample, rest = run.seeds[: TINY.pictures], run.seeds[TINY.pictures :]
+    assert rest[: TINY.pictures] == sample and len(set(rest)) == len(rest)
+    assert len(rest) == 3 * TINY.pictures + 3 * TINY.question_pictures
+
+
+def test_a_stage_that_was_stopped_midway_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    def module() -> nn.Linear:
+        torch.manual_seed(0)
+        return nn.Linear(3, 1)
+
+    def loss(module: nn.Linear, step: int) -> torch.Tensor:
+        return (module(torch.tensor([step % 7, step % 3, 1.0])) - step % 5).square().sum()
+
+    def until_150(step: int) -> torch.Tensor:
+        if step == 150:
+            raise KeyboardInterrupt
+        return loss(stopped, step)
+
+    settings, ends = TrainSettings(bf16=False), []
+    whole, stopped, resumed = module(), module(), module()
+    (tmp_path / "whole").mkdir()
+    run_stage("stage", whole, lambda step: loss(whole, step), 300, settings, tmp_path / "whole", "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("stage", stopped, until_150, 300, settings, tmp_path, "cpu")
+    run_stage("stage", resumed, lambda step: loss(resumed, ends.append(step) or step), 300, settings, tmp_path, "cpu")
+    assert ends == list(range(100, 300)) and torch.equal(whole.weight, resumed.weight)
+    assert not torch.equal(whole.weight, stopped.weight)
 
 
 def test_stages_of_no_steps_are_left_out(tmp_path: Path) -> None:
@@ -131,8 +178,7 @@ def test_instructblip_begins_with_the_tower_and_the_language_of_llava(trained: m
         INSTRUCTBLIP.begin(model, pixels)
         after = layer_norm(model.vision_model(pixels).last_hidden_state, (128,))
         assert cosine_similarity(before, theirs, dim=-1).mean() < 0.3
-        assert cosine_similarity(after, theirs, dim=-1).mean() > 0.8
-        assert torch.allclose(after[:, 0], theirs[:, 0], atol=2)
+        assert cosine_similarity(after, theirs, dim=-1).mean() > 0.98
         assert torch.equal(model.language_model(ids).logits, llava(ids).logits)
 
 

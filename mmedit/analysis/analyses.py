@@ -66,10 +66,11 @@ def tokens(study: Study) -> Section:
 def sensitivity(study: Study) -> Section:
     """Table 3."""
     from mmedit.analysis.text_metrics import BertScore, Bleurt, MoverScore, mean_sensitivity
+    from mmedit.analysis.text_metrics.sensitivity import Metric
 
     text = "How much the ten tokens of each of a concept's ten best neurons mean the concept: mean over concepts, then pictures (Table 3)."
     section = Section("sensitivity", "Sensitivity", text)
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     if study.encoder:
         metrics = {"BERTScore": BertScore(study.encoder), "MoverScore": MoverScore(study.encoder)}
     if study.bleurt:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mmedit.analysis.specificity import Heatmap
 from mmedit.analysis.survey import METHODS
@@ -48,7 +49,7 @@ def draw_layers(counts: Mapping[int, Mapping[int, int]], title: str) -> Figure:
     axes.set(xlabel="decoder layer", ylabel="unique neurons", title=title)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
     return figure
 
@@ -72,7 +73,7 @@ def draw_cross_image(found: Mapping[str, Mapping[tuple[int, int], Estimate]], ti
         curves = {m: {n: e for (kk, n), e in of_method.items() if kk == k} for m, of_method in found.items()}
         _curves(one, curves, log=False)
         one.set(xlabel="pictures, N", title=f"k = {k}")
-        one.xaxis.get_major_locator().set_params(integer=True)
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("share of neurons in common")
     axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)

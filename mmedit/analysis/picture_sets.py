@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmedit.data.deferred import Deferred
 from mmedit.data.pictured import Pictured
 from mmedit.data.pictures import read_pictures
+from mmedit.testbed.benchmark import Drawing
 from mmedit.testbed.world import Scene, render, scene
 
 Regions = Mapping[str, npt.NDArray[np.bool_]]
@@ -70,8 +70,7 @@ def picture_set(places: Sequence[str], n: int | None = None, seed: int = 0) -> P
     if list(places) == ["iconworld"]:
         scenes = [scene("benchmark", number) for number in range(200 if n is None else n)]
         pictures = [
-            Pictured(Deferred(lambda drawn=drawn: render(drawn)[0]), objects=drawn.nouns, label=f"iconworld {i}")
-            for i, drawn in enumerate(scenes)
+            Pictured(Drawing(drawn), objects=drawn.nouns, label=f"iconworld {i}") for i, drawn in enumerate(scenes)
         ]
         return PictureSet("IconWorld", pictures, scenes)
     found = read_pictures(list(places))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mmedit.analysis.picture_sets import PictureSet
 from mmedit.analysis.survey import METHODS, Surveyed, survey
-from mmedit.errors import ModelError
+from mmedit.errors import ModelError, RequestError
 from mmedit.evaluation.journal import Journal
 from mmedit.files import make_folder
 from mmedit.models.fingerprint import fingerprint
@@ -147,12 +147,11 @@ class Study:
 
         Raises:
             RequestError: for an unknown name.
-            ModelError: if a single analysis is asked for and this model does not allow it.
+            ModelError: if a single analysis is asked for and the model does not allow it; RequestError: if the pictures do not.
             OutputError: if the folder holds the results of another study.
         """
         from mmedit.analysis.analyses import ANALYSES
         from mmedit.analysis.report import write_report, write_tables
-        from mmedit.errors import RequestError
 
         chosen = list(ANALYSES) if names is None else list(names)
         unknown = [name for name in chosen if name not in ANALYSES]
@@ -170,10 +169,10 @@ Analysis = Callable[[Study], Section]
 
 
 def _carry_out(study: Study, name: str, analysis: Analysis, alone: bool) -> Section:
-    """One analysis; among others, what a model does not allow is said in the report and stops nothing."""
+    """One analysis; among others, what the model or the pictures do not allow is said in the report and stops nothing."""
     try:
         return analysis(study)
-    except ModelError as error:
+    except (ModelError, RequestError) as error:
         if alone:
             raise
         return Section(name, name, "", refused=str(error))

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from mmedit.analysis.survey import Surveyed
-from mmedit.cases import Probe
+from mmedit.cases import EditCase, Probe
 from mmedit.data.pictured import Pictured
 from mmedit.editors import Editor
 from mmedit.errors import RequestError
 from mmedit.evaluation.answers import Baselines
+from mmedit.evaluation.bench import made
 from mmedit.evaluation.journal import Journal
 from mmedit.evaluation.judge import State, judge, swaps_of
 from mmedit.models.vlm import VisionLanguageModel
@@ -106,8 +107,7 @@ def swap(
     Yields:
         For each edit its pictures, the edit's own first.
 
-    Raises:
-        RequestError: if the model does not say a source about its picture.
+    An edit that cannot be made, as one of words that begin with the same token, leaves its captions as they are.
     """
     baselines = Baselines(vlm, cache)
     done = {(line["source"], line["target"]): line["pictures"] for line in journal.lines()} if journal else {}
@@ -116,8 +116,10 @@ def swap(
         probes = [Probe("related", pictures[n].image, as_prompt(prompt), label=pictures[n].label) for n in numbers]
         for target in plan.targets:
             if (plan.source, target) not in done:
-                patch = editor.execute(vlm, EditRequest([pictures[plan.edit].image], plan.source, target, prompt))
-                (results,) = judge(vlm, probes, [State([patch], swaps_of(patch))], baselines, batch_size, False)
+                request = EditRequest([pictures[plan.edit].image], plan.source, target, prompt)
+                patch, _, _ = made(vlm, EditCase(f"{plan.source} {target}", request, ()), editor.execute, seed=0)
+                state = State([patch], swaps_of(patch)) if patch else State([], {plan.source: target})
+                (results,) = judge(vlm, probes, [state], baselines, batch_size, False)
                 rows = [
                     vars(Swapped(plan.source, target, r.probe.label, n, n == plan.edit, r.before, r.after, r.right))
                     for n, r in zip(numbers, results, strict=True)

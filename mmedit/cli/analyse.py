@@ -51,7 +51,7 @@ def analyse(
     options = {} if method is None else {"methods": tuple(method)}
     study = Study(
         vlm, chosen, output, k=k, prompt=asked, seed=seed, editor=editor, hparams=hparams, encoder=encoder, bleurt=bleurt,
-        processes=processes, progress=True, **options,  # type: ignore[arg-type]
+        processes=processes, progress=True, **options,
     )  # fmt: skip
     sections = study.run(None if name == "all" else [name])
     if not processes.main:
@@ -62,8 +62,8 @@ def analyse(
         return
     for section in sections:
         files = [study.path(f"{table.name}.csv") for table in section.tables] + [path for path, _ in section.figures]
-        typer.echo(f"{section.title}: {section.refused or ', '.join(path.name for path in files)}")
-    typer.echo(f"report: {study.path('report.html')}")
+        o.say(f"{section.title}: {section.refused or ', '.join(path.name for path in files)}")
+    o.say(f"report: {study.path('report.html')}")
 
 
 def _fetch(pictures: list[str], output: Path, n: int | None, seed: int) -> Path:
@@ -76,5 +76,5 @@ def _fetch(pictures: list[str], output: Path, n: int | None, seed: int) -> Path:
             "--sbu takes one list file", got=f"{len(pictures)} places", expected="SBU_captioned_photo_dataset_urls.txt"
         )
     report = download_sbu(pictures[0], output / "sbu", 1000 if n is None else n, seed)
-    typer.echo(str(report), err=True)
+    o.say(str(report), err=True)
     return output / "sbu"

@@ -51,7 +51,7 @@ def bench(
         from mmedit.evaluation.export import export_mmedit
 
         export_mmedit(cases, export)
-        typer.echo(f"{len(cases)} edits written to {export}")
+        o.say(f"{len(cases)} edits written to {export}")
         return
     editors = [_editor(text, hparams, model) for text in editor]
     processes = Processes.launched()
@@ -68,16 +68,14 @@ def bench(
         "teacher_forcing": teacher_forcing,
         "fingerprint": baselines.mark,
     }
-    run = _pile_up if sequential else _each
-    results = [
-        run(vlm, cases, name, method, baselines, processes, output, settings, batch_size) for name, method in editors
-    ]
-    if not processes.main:
-        return
+    common = (vlm, cases, baselines, processes, output, settings, batch_size)
     if sequential:
-        o.print_json([part for part, _ in results]) if json else typer.echo("\n".join(text for _, text in results))
+        curves = [_pile_up(name, method, *common) for name, method in editors]
+        o.print_json([part for part, _ in curves]) if json else o.say("\n".join(text for _, text in curves))
         return
-    _show([report for report in results], output, json)
+    reports = [_each(name, method, *common) for name, method in editors]
+    if processes.main:
+        _show(reports, output, json)
 
 
 def _cases(benchmark: str, format: str | None, limit: int | None, **options: Any) -> Sequence[EditCase]:
@@ -92,15 +90,16 @@ def _cases(benchmark: str, format: str | None, limit: int | None, **options: Any
         raise RequestError("a file has a format", got=benchmark, expected=f"--format {' | '.join(FORMATS)}; or the benchmark iconworld")  # fmt: skip
     loaded = load_cases(benchmark, format, **options)
     if loaded.skipped:
-        typer.echo(f"{benchmark}: {loaded}", err=True)
+        o.say(f"{benchmark}: {loaded}", err=True)
     return loaded.cases[:limit]
 
 
 def _editor(text: str, hparams: str | None, model: str) -> tuple[str, Editor]:
     """An editor from `NAME` or `NAME:key=value,key=value`."""
+    import re
     from dataclasses import asdict
 
-    import yaml
+    from omegaconf import OmegaConf
 
     from mmedit.editors import EDITORS
     from mmedit.errors import HparamsError, RequestError
@@ -114,17 +113,15 @@ def _editor(text: str, hparams: str | None, model: str) -> tuple[str, Editor]:
     base = EDITORS[name]() if chosen is None else EDITORS[name].from_hparams(chosen)
     if not given:
         return text, base
-    pairs = [part.partition("=") for part in given.split(",")]
-    if any(not key or not equals for key, equals, _ in pairs):
-        raise HparamsError(
-            "settings of an editor are key=value", where=text, got=given, expected="MMNeurons:scorer=random,lr=0.001"
-        )
-    values = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
-    return text, EDITORS[name].from_hparams({**asdict(base.hparams), **values})
+    pairs = re.split(r",(?![^\[]*\])", given)  # not between the brackets of a list
+    if any(not re.fullmatch(r"\s*\w+\s*=.*", pair) for pair in pairs):
+        raise HparamsError("settings of an editor are key=value", where=text, got=given, expected="MMNeurons:scorer=random,lr=0.001")  # fmt: skip
+    values = OmegaConf.to_container(OmegaConf.from_dotlist(pairs), resolve=False)
+    return text, EDITORS[name].from_hparams({**asdict(base.hparams), **dict(values)})
 
 
 def _each(
-    vlm: VisionLanguageModel, cases: Sequence[EditCase], name: str, method: Editor, baselines: Baselines,
+    name: str, method: Editor, vlm: VisionLanguageModel, cases: Sequence[EditCase], baselines: Baselines,
     processes: Processes, output: Path | None, settings: dict[str, Any], batch_size: int,
 ) -> EditReport:  # fmt: skip
     """The report of one editor, each edit by itself."""
@@ -154,7 +151,7 @@ def _each(
 
 
 def _pile_up(
-    vlm: VisionLanguageModel, cases: Sequence[EditCase], name: str, method: Editor, baselines: Baselines,
+    name: str, method: Editor, vlm: VisionLanguageModel, cases: Sequence[EditCase], baselines: Baselines,
     processes: Processes, output: Path | None, settings: dict[str, Any], batch_size: int,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """The retention curve of one editor, as plain JSON values and in words."""
@@ -224,9 +221,9 @@ def _show(reports: Sequence[EditReport], output: Path | None, json: bool) -> Non
         o.print_json(plain[0] if len(plain) == 1 else plain)
         return
     for report in reports:
-        typer.echo(f"{report}\n{report.info['n_edits']} edits in {report.info['seconds']:.0f} s, {len(report.info['failures'])} could not be made\n")  # fmt: skip
+        o.say(f"{report}\n{report.info['n_edits']} edits in {report.info['seconds']:.0f} s, {len(report.info['failures'])} could not be made\n")  # fmt: skip
     if len(reports) > 1:
-        typer.echo(summary(reports, MAIN))
+        o.say(summary(reports, MAIN))
 
 
 def _file_name(editor: str) -> str:

@@ -45,7 +45,7 @@ def edit(
     with patch.applied(vlm):
         after = vlm.caption(images, request.prompt)
     patch.save(output)
-    swapped = [is_swapped(*pair, request.source, request.target) for pair in zip(before, after, strict=True)]
+    swapped = [is_swapped(*pair, source, request.target) for pair in zip(before, after, strict=True)]
     if json:
         captions = [
             {"image": str(i), "before": b, "after": a, "swapped": s}

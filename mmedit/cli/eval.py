@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from mmedit.cli import options as o
 from mmedit.printable import printable
 
 if TYPE_CHECKING:
+    from mmedit.data.pictures import Pictured
     from mmedit.evaluation.judge import ProbeResult
     from mmedit.evaluation.report import EditReport
 
@@ -44,7 +45,6 @@ def evaluate(
     from mmedit import Patch
     from mmedit import evaluate as judge
     from mmedit.data.pictures import read_pictures
-    from mmedit.errors import RequestError
 
     o.check_outputs([page, csv], [*patches, *(edited or ()), *(related or ()), *(unrelated or ())])
     loaded, ask = [Patch.load(file) for file in patches], o.make_prompt(prompt, prefix)
@@ -53,20 +53,10 @@ def evaluate(
         for name, places in (("requests", edited), ("related", related), ("unrelated", unrelated))
     }
     prompts = {"text_only": text_only or [], "rephrased": rephrased or [], "same_image": same_image or []}
-    about_edited = 1 + len(prompts["rephrased"]) + len(prompts["same_image"])
-    n_asked = (
-        len(pictures["requests"]) * about_edited
-        + len(pictures["related"]) + len(pictures["unrelated"]) + len(prompts["text_only"])
-    )  # fmt: skip
-    if not n_asked or (about_edited > 1 and not pictures["requests"]):
-        raise RequestError(
-            "no pictures to ask about", got=", ".join(f"--{name.replace('_', '-')}" for name, given in prompts.items() if given) or "neither pictures nor prompts",
-            do="give --edited, or --related, --unrelated or --text-only alone",
-        )  # fmt: skip
+    n_asked = _how_many(pictures, prompts)
     o.check_images([picture.image for group in pictures.values() for picture in group])
     vlm = o.load_model(model, device, dtype, revision)
-    total = n_asked * (1 + len(loaded))
-    with tqdm(total=total, desc="answers", unit="answer", disable=None, leave=False) as bar:
+    with tqdm(total=n_asked * (1 + len(loaded)), desc="answers", unit="answer", disable=None, leave=False) as bar:
         reports = judge(
             vlm, loaded, **pictures, **prompts, prompt=ask, batch_size=batch_size, teacher_forcing=teacher_forcing,
             cache=None if cache else False, bar=bar,
@@ -78,6 +68,19 @@ def evaluate(
     else:
         _show(reports)
     _write(reports, page, csv)
+
+
+def _how_many(pictures: Mapping[str, Sequence[Pictured]], prompts: Mapping[str, Sequence[str]]) -> int:
+    """How many questions each model is asked; RequestError where there is none, or no picture for it to be about."""
+    from mmedit.errors import RequestError
+
+    about_edited = len(prompts["rephrased"]) + len(prompts["same_image"])
+    alone = len(pictures["related"]) + len(pictures["unrelated"]) + len(prompts["text_only"])
+    n_edited = len(pictures["requests"])
+    if not n_edited and (about_edited or not alone):
+        got = "prompts about edited pictures alone" if about_edited else "neither pictures nor prompts"
+        raise RequestError("no pictures to ask about", got=got, do="give --edited, or only --related, --unrelated and --text-only")  # fmt: skip
+    return n_edited * (1 + about_edited) + alone
 
 
 def _show(reports: Sequence[EditReport]) -> None:

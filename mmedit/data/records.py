@@ -95,7 +95,7 @@ class Record:
         A record is a stranger's: absolute paths and `..` are refused. Links in the folder are the user's own, and followed.
         """
         name = self.filled(key)
-        if name.startswith("/") or PureWindowsPath(name).anchor or ".." in re.split(r"[/\\]", name):
+        if PureWindowsPath(name).anchor or ".." in re.split(r"[/\\]", name):  # an anchor is `/`, `\\` or `C:`
             expected = "a path below the folder of the pictures"
             raise DataError("a picture outside its folder", where=self.place(key), got=reprlib.repr(name), expected=expected)  # fmt: skip
         try:

@@ -60,7 +60,8 @@ class Replay:
             after = self._run(at, size * self._added)
             if into not in after or after[into].shape != self._before[into].shape:
                 return None
-            found.append(self._multiple(after[into] - self._before[into], size * self._added))
+            before = self._run(at, 0 * self._added) if isinstance(at, WOut) and at.gate else self._before
+            found.append(self._multiple(after[into] - before[into], size * self._added))
         first, second = found
         if first is None or second is None or abs(first - second) > self._close * max(1.0, abs(first)):
             return None
@@ -84,6 +85,9 @@ class Replay:
         if added is not None and isinstance(at, WOut):
             shifted = at.shifted(self._given[at.module], added)
             forwards[at.module] = lambda *args, **kwargs: shifted
+            if at.gate:  # opened, since it counts as a part of the activations
+                opened = torch.full_like(self._given[at.gate], 100.0)
+                forwards[at.gate] = lambda *args, **kwargs: opened
         elif added is not None and at is None and args:
             args = (args[0] + added, *args[1:])
         elif added is not None and at is None:

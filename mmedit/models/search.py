@@ -17,6 +17,7 @@ W_OUT_NAMES = ("down_proj", "fc2", "wo", "w2", "dense_4h_to_h", "output.dense", 
 NOT_FEED_FORWARD = re.compile(r"attn|attention|mamba|conv|router|gate\b|altup|per_layer|(^|\.)experts\b")
 NOT_TEXT = re.compile(r"vision|visual|image_|vq|audio|qformer")
 NORM_NAMES = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm", "norm_f", "ln_f", "layer_norm")
+SHARED_GATE = "shared_expert_gate"  # whose sigmoid stands before what a shared expert writes, in Qwen's mixtures
 ACTIVATION_NAMES = ("act_fn", "activation_fn", "activation", "act", "hidden_act")
 
 
@@ -99,7 +100,11 @@ def _dense(index: int, layer: nn.Module, names: dict[int, str], paths: dict[nn.M
         parent = layer.get_submodule(name.rpartition(".")[0])
         act_fn = next((c for key in ACTIVATION_NAMES if isinstance(c := getattr(parent, key, None), nn.Module)), None)
         weight = names.get(id(module.weight), f"decoder layer {index}: {name}.weight")
-        yield WOut(Site(index, "shared" if "share" in name else None), module, weight, paths[module], act_fn)
+        around = layer.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+        shared, gate = "share" in name, getattr(around, SHARED_GATE, None)
+        yield WOut(
+            Site(index, "shared" if shared else None), module, weight, paths[module], act_fn, gate if shared else None
+        )
 
 
 def _of_experts(index: int, layer: nn.Module, names: dict[int, str], paths: dict[nn.Module, str]) -> Iterator[WOut]:

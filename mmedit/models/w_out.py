@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
@@ -13,6 +14,18 @@ from transformers.pytorch_utils import Conv1D
 from mmedit.errors import ModelError
 from mmedit.models.experts import Fused, Pick
 from mmedit.neuron import Expert, Site
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Hooks that belong together."""
+
+    handles: list[RemovableHandle]
+
+    def remove(self) -> None:
+        """Take all of them out again."""
+        for handle in self.handles:
+            handle.remove()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +38,7 @@ class WOut:
         name: of the weight in `model.named_parameters()`; experts of one module share it.
         path: of the module in the model.
         act_fn: the module whose output is act(gate), before the up factor, if there is one.
+        gate: the module whose sigmoid all that this W_out writes is multiplied with, if there is one.
         fused: how the weight and the activations of several experts are laid out; None for a W_out of its own.
     """
 
@@ -33,6 +47,7 @@ class WOut:
     name: str
     path: str = ""
     act_fn: nn.Module | None = None
+    gate: nn.Module | None = None
     fused: Fused | None = None
 
     @property
@@ -77,7 +92,7 @@ class WOut:
     def d_model(self) -> int:
         return int(getattr(self.module, "out_features", None) or self._stacked.shape[2])
 
-    def capture(self, pick: Pick, keep: Callable[[Any], None], activation: str = "w_out_input") -> RemovableHandle:
+    def capture(self, pick: Pick, keep: Callable[[Any], None], activation: str = "w_out_input") -> Hooks:
         """Have every call of the model hand on the activations of this W_out, and of all that share its module.
 
         Args:
@@ -86,27 +101,37 @@ class WOut:
             activation: `w_out_input`, or `act_fn` for what comes out of the activation function's module.
 
         Returns:
-            The hook, to be removed.
+            The hooks, to be removed.
 
         Raises:
             ModelError: if `act_fn` is asked for and there is no such module.
         """
-        if activation == "w_out_input":
-            if self.fused:
-                return self.fused.capture(pick, keep)
-            return self.module.register_forward_pre_hook(lambda module, args: keep(pick(args[0]).clone()))
-        if self.act_fn is None:
+        if activation == "act_fn" and self.act_fn is None:
             raise ModelError(
                 "this layer has no activation function as a module", where=str(self.site),
                 do="use activation='w_out_input'",
             )  # fmt: skip
-        return self.act_fn.register_forward_hook(lambda module, args, output: keep(pick(output).clone()))
+        if self.fused:
+            return Hooks([self.fused.capture(pick, keep)])
+        seen: dict[str, Tensor] = {}
+
+        def see(name: str, values: Tensor) -> None:
+            seen[name] = pick(values)
+            if self.gate is None:
+                keep(seen.pop("o").clone())
+            elif len(seen) == 2:  # in either order
+                keep(seen.pop("o") * torch.sigmoid(seen.pop("gate")))
+
+        gated = [self.gate.register_forward_hook(lambda m, args, output: see("gate", output))] if self.gate else []
+        if activation == "act_fn" and self.act_fn is not None:
+            return Hooks([self.act_fn.register_forward_hook(lambda m, args, output: see("o", output)), *gated])
+        return Hooks([self.module.register_forward_pre_hook(lambda m, args: see("o", args[0])), *gated])
 
     def recorded(self, record: Any, row: int) -> Tensor:
         """This W_out's activations in what `capture` kept, at the position in that row, `[d_ffn]`.
 
-        Those of an expert are multiplied with its routing weight, so that o · row is what a neuron adds; they are 0 where
-        the expert is not routed to.
+        Those of an expert are multiplied with its routing weight, and those of a gated shared expert with its gate, so that
+        o · row is what a neuron adds; they are 0 where the expert is not routed to.
         """
         if self.fused:
             return self.fused.recorded(record, row, self.expert, self.d_ffn)

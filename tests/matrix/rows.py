@@ -82,6 +82,7 @@ class Row:
         sites: the sites that are to be found; `L1.E` stands for four experts.
         way: how what W_outs write reaches the final norm: `direct`, through a `norm`, times a `scale`, or `other`.
         refused: what the error says, where the type cannot be edited.
+        uncached: whether transformers can also generate without a cache.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Row:
     sites: str = "L0 L1"
     way: str = "direct"
     refused: str = ""
+    uncached: bool = True
 
     @property
     def all_sites(self) -> list[str]:
@@ -193,7 +195,7 @@ ROWS = [
     Row("deepseek_ocr2", "D", plain(224), 145, {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2}, "vision_config": {"sam_config": {"global_attn_indexes": [0, 1], "downsample_channels": [32, 32], "image_size": 224}}}, sites="L0 L1.S L1.E"),
     Row("diffusion_gemma", "D", no_picture, 0, {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}}, refused="it writes many words at once, so none is predicted at a position"),
     Row("dots3_note", "D", patches, 4, {"vision_config": {"mlp_layer_types": ["dense", "sparse"], "num_local_experts": 4}, "text_config": {"head_dim": 12}}, sites="L0 L1.S L1.E"),
-    Row("ernie4_5_vl_moe", "D", patches, 4, {"text_config": {"moe_intermediate_size": [24, 16], "rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 2]}}}, sites="L0 L1.S L1.E"),
+    Row("ernie4_5_vl_moe", "D", patches, 4, {"text_config": {"moe_intermediate_size": [24, 16], "rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 2]}}}, sites="L0 L1.S L1.E", uncached=False),
     Row("glm4v_moe", "D", patches, 4, {"text_config": {"rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}}, sites="L0 L1.S L1.E"),
     Row("glm5_next", "D", patches, 4, {"text_config": {"qk_rope_head_dim": 0, "mlp_layer_types": ["dense", "sparse"], "layer_types": ["linear_attention", "indexed_attention"]}}, sites="L0 L1.S L1.E", way="other"),
     Row("inkling2", "D", lambda model: {"pixel_values": noise(4, 28, 28, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}, 4, sites="L0.E L1.E", way="other"),
@@ -205,7 +207,7 @@ ROWS = [
     Row("mistral_large4", "D", plain(56, image_sizes=torch.tensor([[56, 56]])), 4, {"vision_config": {"image_size": 56}}, sites="L0 L1.S L1.E"),
     Row("muse_spark", "D", no_picture, 0, {"audio_config": {"patch_sizes": [2, 2], "hidden_sizes": [8, 8], "depths": [1, 1]}}, refused="its experts write through a norm of their own, in a narrower space"),
     Row("nemotron_h_omni", "D", lambda model: {"pixel_values": noise(16, 588), "image_grid_hw": torch.tensor([[4, 4]])}, 4, {"image_token_id": 119, "vision_config": {"video_temporal_patch_size": 2}}, sites="L1.S L1.E L3"),
-    Row("qwen3_5_moe", "D", patches, 4, LINEAR_TOO, sites="L0.S L0.E L1.S L1.E", way="other"),
+    Row("qwen3_5_moe", "D", patches, 4, LINEAR_TOO, sites="L0.S L0.E L1.S L1.E"),
     Row("qwen3_omni_moe_thinker", "D", patches, 4, {"vision_start_token_id": 100, "text_config": MROPE}, sites="L0.E L1.E"),
     Row("qwen3_vl_moe", "D", patches, 4, sites="L0.E L1.E"),
     Row("qwen4_exp", "D", patches, 4, {"text_config": {"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, sites="L0.S L0.E L1.S L1.E", way="other"),

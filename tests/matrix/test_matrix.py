@@ -105,18 +105,23 @@ def test_what_is_recorded_while_generating_is_what_enters_w_out_where_the_token_
     sites = tiny.architecture.sites
     with torch.inference_mode(), Trace(tiny.architecture) as trace:
         ids = tiny.generate()
-    given: dict[nn.Module, list[Tensor]] = {w_out.module: [] for w_out in sites}
+    gates = [w_out.gate for w_out in sites if w_out.gate]
+    given: dict[nn.Module, list[Tensor]] = {module: [] for module in (*(w_out.module for w_out in sites), *gates)}
     handles = [m.register_forward_hook(lambda m, args, out: given[m].append(last_output(m, out).clone())) for m in given]
     with torch.inference_mode():
-        assert tiny.generate(use_cache=False) == ids
+        assert tiny.generate(use_cache=not tiny.row.uncached) == ids
     for handle in handles:
         handle.remove()
     for module, outputs in given.items():
         of_module = [w_out for w_out in sites if w_out.module is module]
+        if not of_module:
+            continue
         assert len(outputs) == STEPS
         for step, output in enumerate(outputs):
             written = sum(trace.at(w_out.site, step, 0) @ w_out.matrix for w_out in of_module)
-            bias = getattr(module, "bias", None)
+            bias, gate = getattr(module, "bias", None), of_module[0].gate
+            if gate is not None:
+                output = output * torch.sigmoid(given[gate][step])
             torch.testing.assert_close(written + (0 if bias is None else bias), output, rtol=1e-3, atol=1e-4)
 
 
@@ -191,9 +196,20 @@ def test_a_folded_score_is_the_slope_of_the_logit_or_says_that_it_is_not(tiny: T
     ways = directions(architecture, token, partial(trace.entered, step=0, row=0), [w_out.site for w_out in sites])
     for w_out in {(w_out.module): w_out for w_out in sites}.values():
         row = w_out.matrix[5]
-        expected = slope(tiny, w_out, row, token)
+        expected = slope(tiny, w_out, row, token) / gate_of(tiny, w_out)
         assert float(row @ ways[w_out.site]) == pytest.approx(expected, rel=2e-3, abs=1e-5), w_out.site
         assert expected != 0
+
+
+def gate_of(tiny: Tiny, w_out: WOut) -> float:
+    """The gate at the last position, which counts as a part of the activations."""
+    if w_out.gate is None:
+        return 1.0
+    seen: list[Tensor] = []
+    handle = w_out.gate.register_forward_hook(lambda m, args, out: seen.append(out.detach()))
+    tiny.logits()
+    handle.remove()
+    return float(torch.sigmoid(seen[0].flatten()[-1]))
 
 
 def slope(tiny: Tiny, w_out: WOut, row: Tensor, token: int) -> float:
