@@ -6,7 +6,9 @@ another is asked for.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -191,20 +193,25 @@ def rank_given(
 
 
 def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
-    """The k neurons with the greatest mean score over all sites."""
-    found = []
+    """The k neurons with the greatest mean score over all sites; of equals the first in the model."""
     for site, mean in means.items():
-        values, units = mean.topk(min(k, len(mean)))
-        if not values.isfinite().all():  # what is not a number counts as the greatest
+        if not mean.isfinite().all():
             raise ModelError(
-                "a neuron's score is not a finite number", where=str(site), got=f"{values[~values.isfinite()][0]}",
+                "a neuron's score is not a finite number", where=str(site), got=f"{mean[~mean.isfinite()][0]}",
                 do="load the model in float32 or bfloat16, and check its weights",
             )  # fmt: skip
-        found += [
-            (Neuron(site.layer, unit, site.expert), value)
-            for unit, value in zip(units.tolist(), values.tolist(), strict=True)
-        ]
-    return sorted(found, key=lambda item: (-item[1], item[0]))[:k]
+    sites = sorted(means)
+    scores = torch.cat([means[site] for site in sites])
+    least = scores.topk(min(k, len(scores))).values[-1]
+    places = (scores >= least).nonzero().flatten()  # sorting these alone is far quicker
+    values, order = scores[places].sort(descending=True, stable=True)
+    ends = list(accumulate(len(means[site]) for site in sites))
+    found = []
+    for value, place in zip(values[:k].tolist(), places[order[:k]].tolist(), strict=True):
+        number = bisect_right(ends, place)
+        site = sites[number]
+        found.append((Neuron(site.layer, place - (ends[number - 1] if number else 0), site.expert), value))
+    return found
 
 
 def _ranking(

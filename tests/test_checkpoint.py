@@ -14,6 +14,11 @@ from mmedit.models.vlm import CHECKPOINTS, shipped_models
 from mmedit.testbed.measure import measure
 from mmedit.testbed.train import FAMILIES
 
+FLOORS = {  # of things, captions and questions right: below what the model cards say by the chance of a hundred pictures
+    "iconworld-llava": (0.96, 0.95, 0.92),
+    "iconworld-instructblip": (0.88, 0.82, 0.82),
+    "iconworld-mplug-owl2": (0.93, 0.92, 0.9),
+}
 CLASSES = {
     "iconworld-llava": "LlavaForConditionalGeneration",
     "iconworld-instructblip": "InstructBlipForConditionalGeneration",
@@ -58,19 +63,19 @@ def test_it_has_the_weights_that_training_would_give_a_place(shipped: mmedit.Vis
 def test_it_has_learned_its_world(shipped: mmedit.VisionLanguageModel) -> None:
     """A sample of what `python -m mmedit.testbed.measure` shows on 1000 pictures, with room for chance."""
     scores = measure(shipped, "benchmark", n=100)
-    assert scores.things_right >= 0.93
-    assert scores.captions_right >= 0.85
-    assert scores.questions_right >= 0.88
+    things, captions, questions = FLOORS[shipped.name]
+    assert scores.things_right >= things and scores.captions_right >= captions
+    assert scores.rephrased_right >= captions and scores.questions_right >= questions
     assert scores.facts_right >= 0.99
 
 
 def test_captions_do_not_depend_on_the_batch_size(shipped: mmedit.VisionLanguageModel, pictures: Any) -> None:
-    images = [picture for picture, _, _ in pictures]
+    images = [picture for picture, _, _ in pictures[:16]]
     assert shipped.model.dtype == torch.float32
     assert (
         shipped.caption(images, batch_size=1)
         == shipped.caption(images, batch_size=7)
-        == shipped.caption(images, batch_size=48)
+        == shipped.caption(images, batch_size=16)
     )
 
 

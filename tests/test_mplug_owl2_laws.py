@@ -263,3 +263,11 @@ def test_the_configuration_survives_and_reads_only_what_it_knows(tmp_path: Path)
     assert again.visual_config == {"visual_abstractor": old} and again.rms_norm_eps == 1e-5
     assert again.abstractor == config.abstractor and again.abstractor.grid_size == 32 and again.image_seq_length == 9
     assert again.image_token_id == again.image_token_index == IMAGE and not again.tie_word_embeddings
+
+
+def test_the_default_configuration_is_the_published_size() -> None:
+    """8.2 B, as its authors say; the exact number is that of the original classes (shared/notes/mplug_owl2.md)."""
+    with torch.device("meta"):
+        model = MPLUGOwl2LlamaForCausalLM(MPLUGOwl2Config())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 8_197_859_328
+    assert tuple(model.model.layers[31].self_attn.k_proj.multiway[1].weight.shape) == (4096, 4096)

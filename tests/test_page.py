@@ -172,12 +172,13 @@ def test_many_probes_are_shown_some_at_a_time(tmp_path: Path, browse: Browse) ->
         const second = names(".kind[data-kind=related] footer"), other = names(".kind[data-kind=unrelated] footer");
         document.querySelector("[value=table]").click();
         const rows = [];
-        for (;;) {
+        while (rows.length < 2000) {
             rows.push(...names(".probes tbody .thumb"));
             const next = document.querySelector("#table .pager button:last-child");
-            if (next.disabled) return {first, second, other, rows, nodes, images: document.images.length};
+            if (next.disabled) break;
             next.click();
         }
+        return {first, second, other, rows, nodes, images: document.images.length};
     """)  # fmt: skip
     assert seen["first"] == [f"{2 * i}.png" for i in range(24)] and seen["second"] == [f"{2 * i}.png" for i in range(24, 48)]  # fmt: skip
     assert seen["other"] == [f"{2 * i + 1}.png" for i in range(24)]
@@ -189,7 +190,7 @@ def test_columns_sort_as_python_does(tmp_path: Path, browse: Browse) -> None:
     kls = [0.5, None, 2e-5, 10.0, 0.5, 12.0, None, 0.5, 9.0, -1.0]
     results = []
     for i, value in enumerate(kls):
-        name = f"picture {100 - 3 * i}.png" if i % 2 else f"Bild {i}.png"
+        name = f"picture {120 - 7 * i}.png" if i % 2 else f"Bild {i}.png"
         made = result("unrelated", i, i % 3 > 0, scores={} if value is None else {"kl_image": value})
         results.append(replace(made, probe=replace(made.probe, label=name)))
     names = [r.probe.label for r in results]
@@ -271,6 +272,20 @@ def test_reports_stand_side_by_side(tmp_path: Path, browse: Browse) -> None:
     assert seen["both"] == [["first", "second"], ["first", "second"], ["first"], ["second"]]
     assert seen["one"] == [["second"], ["second"], ["second"]]
     assert set(seen["heads"]) == {"Metric", "first", "second"} and set(seen["head"]) == {"Metric", "second"}
+
+
+def test_columns_are_those_that_tell_probes_apart(tmp_path: Path) -> None:
+    def columns(*reports: EditReport) -> set[str | None]:
+        write_report(page := tmp_path / "page.html", reports)
+        return {
+            attributes["data-key"] for tag, attributes in Tags(page).tags if tag == "th" and "data-key" in attributes
+        }
+
+    plain = {"name", "before", "after", "verdict", "kind", "prompt"}
+    one, other = result("edit", 1, case="a"), result("unrelated", 2, case="b", scores={"kl_image": 0.1})
+    assert columns(report(one)) == plain
+    assert columns(report(one), report(one)) == plain | {"edit"}
+    assert columns(report(one, other)) == plain | {"case", "kl"}
 
 
 def test_every_metric_is_told_with_its_interval(tmp_path: Path) -> None:

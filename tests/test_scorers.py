@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import torch
 import transformers as t
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import mmedit
+from mmedit.cli import app
 from mmedit.concepts import Occurrence
 from mmedit.errors import HparamsError, ModelError, RequestError
+from mmedit.locate import rank
 from mmedit.models.forcing import with_answers
 from mmedit.models.vlm import Generation
 from mmedit.scorers import SCORERS, Activation, Attribution, Contribution, Scorer, as_scorer
@@ -433,16 +438,19 @@ def test_several_pictures_are_averaged(vlm: mmedit.VisionLanguageModel, pictures
     one, two, both = (
         {r.neuron: (r.score, o) for r, o in zip(ranking, ranking.activations, strict=True)}
         for ranking in (
-            mmedit.locate_word(vlm, i, "tree", scorer=name, k=3072, n_tokens=0) for i in (images[0], images[1], images)
+            mmedit.locate_word(vlm, i, "tree", scorer=name, layers=[1, 4], k=1024, n_tokens=0)
+            for i in (images[0], images[1], images)
         )
     )
-    assert len(both) == 3072
+    assert len(both) == 1024
     for neuron, values in both.items():
         assert values == pytest.approx(tuple(sum(v) / 2 for v in zip(one[neuron], two[neuron], strict=True)), abs=1e-4)
 
 
 def test_activations_are_those_of_the_word_whatever_the_scorer(vlm: mmedit.VisionLanguageModel, cat_file: Any) -> None:
-    rankings = [mmedit.locate_word(vlm, cat_file, "cat", scorer=name, layers=[3], k=512, n_tokens=2) for name in SCORERS]
+    rankings = [
+        mmedit.locate_word(vlm, cat_file, "cat", scorer=name, layers=[3], k=512, n_tokens=2) for name in SCORERS
+    ]
     assert [ranking.scorer for ranking in rankings] == ["contribution", "activation", "attribution", "random, seed 0"]
     orders = {ranking.neurons for ranking in rankings}
     assert len(orders) == len(SCORERS)
@@ -465,7 +473,7 @@ def test_scorers_that_do_not_exist_or_cannot_be_used_are_refused(
         mmedit.locate_word(vlm, None, vlm.caption(None, "What is a dog?")[0], "What is a dog?", scorer="attribution")
     assert "without a picture" in str(caught.value)
     seen = sightings(vlm, cat_file, at_steps(0))
-    with monkeypatch.context() as changed, pytest.raises(ModelError, match="the encoder sees the picture"):
+    with monkeypatch.context() as changed, pytest.raises(ModelError, match="through cross-attention"):
         changed.setattr(vlm.model.config, "is_encoder_decoder", True)
         attributions(vlm, seen)
     monkeypatch.setattr(vlm.architecture, "image_token_id", None)
@@ -480,7 +488,29 @@ def test_a_decoder_with_other_positions_than_the_prompt_is_refused(tiny: mmedit.
     tiny.architecture.w_out(mmedit.Site(1)).module.register_forward_pre_hook(lambda m, args: (args[0][:, 1:],))
     with unchanged(tiny), pytest.raises(ModelError, match="one position of the decoder for each token") as caught:
         attributions(tiny, seen)
-    assert caught.value.where == "L1"
+    places = len(told(tiny, seen[0])[0]["input_ids"][0])
+    assert (caught.value.got, caught.value.expected) == (f"{places - 1} positions", f"{places}")
+
+
+@pytest.mark.parametrize("k", [1, 7, 50, 143, 144, 999])
+def test_the_best_are_those_of_a_full_sort_and_equals_stand_in_the_models_order(
+    tiny: mmedit.VisionLanguageModel, k: int
+) -> None:
+    class Coarse(Scorer):
+        name = "coarse"
+
+        def scores(self, vlm: Any, seen: Any) -> dict[mmedit.Site, Tensor]:
+            return {site: (8 * o)[None].round().clamp(-1, 1) for site, o in reversed(seen[0].activations.items())}
+
+    seen = sightings(tiny, picture(), at_steps(1))
+    every = {
+        mmedit.Neuron(site.layer, unit): float(value)
+        for site, values in Coarse().scores(tiny, seen).items()
+        for unit, value in enumerate(values[0])
+    }
+    (ranking,) = rank(tiny, [seen], k, 0, Coarse())
+    assert len(every) == 144 and len(set(every.values())) == 3
+    assert [(r.neuron, r.score) for r in ranking] == sorted(every.items(), key=lambda item: (-item[1], item[0]))[:k]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -494,7 +524,7 @@ def test_scores_that_are_no_numbers_are_told_with_their_layer(tiny: mmedit.Visio
             return scores
 
     with pytest.raises(ModelError, match="not a finite number") as caught:
-        mmedit.locate.rank(tiny, [sightings(tiny, picture(), at_steps(1))], scorer=Broken())
+        rank(tiny, [sightings(tiny, picture(), at_steps(1))], scorer=Broken())
     assert caught.value.where == "L1"
 
 
@@ -536,6 +566,33 @@ def test_hyperparameters_of_scorers_are_checked(changes: dict[str, Any], where: 
     with pytest.raises(HparamsError) as caught:
         mmedit.editors.MMNeurons().with_hparams(**changes)
     assert where in str(caught.value.where)
+
+
+# ---- the command line
+
+
+def test_locate_and_edit_by_a_scorer_on_the_command_line(
+    trained: mmedit.VisionLanguageModel, cat_file: Path, tmp_path: Path
+) -> None:
+    def run(*arguments: object) -> Any:
+        done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        if done.exception:
+            raise done.exception
+        return json.loads(done.stdout)
+
+    for name in SCORERS:
+        (found,) = run("locate", cat_file, "--source", "cat", "--k", 4, "--scorer", name, "--seed", 3)
+        expected = mmedit.locate_word(trained, cat_file, "cat", scorer=name, seed=3, k=4)
+        assert mmedit.NeuronRanking.from_dict(found) == expected
+    edit = ("edit", cat_file, "--source", "cat", "--target", "dog", "-o", tmp_path / "p.safetensors")
+    changed = run(*edit, "--scorer", "random", "--seed", 3)["neurons"]
+    random = mmedit.locate_word(trained, cat_file, "cat", scorer="random", seed=3, k=5)
+    assert sorted(changed) == sorted(map(str, random.neurons))
+    assert mmedit.Patch.load(tmp_path / "p.safetensors").hparams["lr"] == 0.0003, "the rest is the model's own"
+    with pytest.raises(RequestError, match="no such scorer"):
+        run("locate", cat_file, "--scorer", "gradient")
+    with pytest.raises(HparamsError):
+        run(*edit, "--scorer", "gradient")
 
 
 # ---- teacher forcing

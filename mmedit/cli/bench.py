@@ -11,9 +11,9 @@ import typer
 from mmedit.cli import options as o
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from mmedit.cases import EditCase
+    from mmedit.cases import EditCase, Probe
     from mmedit.editors.base import Editor
     from mmedit.evaluation.answers import Baselines
     from mmedit.evaluation.report import EditReport
@@ -50,7 +50,8 @@ def bench(
     if export is not None:
         from mmedit.evaluation.export import export_mmedit
 
-        export_mmedit(cases, export)
+        answers = None if benchmark == "iconworld" else _said_by(o.load_model(model, device, dtype, revision))
+        export_mmedit(cases, export, answers)
         o.say(f"{len(cases)} edits written to {export}")
         return
     editors = [_editor(text, hparams, model) for text in editor]
@@ -92,6 +93,11 @@ def _cases(benchmark: str, format: str | None, limit: int | None, **options: Any
     if loaded.skipped:
         o.say(f"{benchmark}: {loaded}", err=True)
     return loaded.cases[:limit]
+
+
+def _said_by(vlm: VisionLanguageModel) -> Callable[[Probe], str]:
+    """What the model says to a probe."""
+    return lambda probe: vlm.caption(probe.image, probe.prompt)[0]
 
 
 def _editor(text: str, hparams: str | None, model: str) -> tuple[str, Editor]:

@@ -61,7 +61,7 @@ def edit(
         )
         return
     for image, old, new, done in zip(images, before, after, swapped, strict=True):
-        typer.echo(f"{image}\n  before: {old}\n  after:  {new}{'' if done else '   (not the swap that was asked for)'}")
-    typer.echo(
+        o.say(f"{image}\n  before: {old}\n  after:  {new}{'' if done else '   (not the swap that was asked for)'}")
+    o.say(
         f"{len(patch.neurons)} neurons changed: {' '.join(map(str, patch.neurons))}\nsaved {output} ({output.stat().st_size:,} bytes)"
     )

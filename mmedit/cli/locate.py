@@ -52,4 +52,4 @@ def locate(
         o.print_json([ranking.to_dict() for ranking in rankings])
         return
     for ranking in rankings:
-        typer.echo(f"{ranking.source!r} in {', '.join(map(repr, ranking.captions))}, by {ranking.scorer}\n{ranking}\n")
+        o.say(f"{ranking.source!r} in {', '.join(map(repr, ranking.captions))}, by {ranking.scorer}\n{ranking}\n")

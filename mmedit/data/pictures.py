@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mmedit.data.deferred import Deferred
-from mmedit.data.pictured import CAPTION_COLUMNS, SUFFIXES, Pictured, read_list, there
+from mmedit.data.pictured import CAPTION_COLUMNS, SUFFIXES, read_list, there
+from mmedit.data.pictured import Pictured as Pictured
 from mmedit.errors import ImageError
 from mmedit.models.images import load_image
 

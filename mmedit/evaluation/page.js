@@ -34,7 +34,7 @@
     : value !== 0 && Math.abs(value) < 5e-4 ? value.toExponential(1) : value.toFixed(3);
   const image = (number, alt) => {
     const { uri, width, height } = data.pictures[number];
-    return make("img", { src: uri, width, height, alt, loading: "lazy", className: width <= 128 ? "drawn" : "" });
+    return make("img", { loading: "lazy", src: uri, width, height, alt, className: width <= 128 ? "drawn" : "" });
   };
 
   const isChosen = (report) => !boxes.length || boxes[report].checked;

@@ -22,6 +22,11 @@ from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.printable import printable
 
 HERE = Path(__file__).parent
+COLUMNS = {
+    "edit": "Edit", "case": "Case", "name": "Picture", "before": "Before", "after": "After", "verdict": "Outcome", "kind": "Kind",
+    "prompt": "Prompt", "agreement": "Agreement", "kl": "KL", "easyedit": "EasyEdit",
+}  # fmt: skip
+"""Of the table of all probes, by their keys in the data."""
 
 
 def write_report(
@@ -50,7 +55,7 @@ def write_report(
     """
     from jinja2 import Environment, StrictUndefined
 
-    names = [report.name for report in reports]
+    names, data = [report.name for report in reports], page_data(reports)
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     page = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
@@ -59,9 +64,9 @@ def write_report(
     html = page.from_string((HERE / "page.html").read_text(encoding="utf-8")).render(
         title=title or (", ".join(names) if len(names) <= 3 else f"{len(names)} edits side by side"),
         style=style, script=script, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        reports=reports, models=list(dict.fromkeys(report.model for report in reports)), data=page_data(reports),
+        reports=reports, models=list(dict.fromkeys(report.model for report in reports)), data=data,
         headline=_headline(reports), groups=list(_groups(reports)), kinds=list(_kinds(reports)),
-        neurons=_neurons(ranking, edited), cases=len({r.case for report in reports for r in report.results}) > 1,
+        columns=_columns(data), neurons=_neurons(ranking, edited),
     )  # fmt: skip
     write_text(path, html)
 
@@ -111,6 +116,16 @@ def _kinds(reports: Sequence[EditReport]) -> Iterator[dict[str, Any]]:
         if any(rights):
             counts = [(r.count(True), len(r) - r.count(None), r.count(None)) for r in rights]
             yield {"kind": kind, "title": title, "text": text, "counts": counts}
+
+
+def _columns(data: dict[str, Any]) -> dict[str, str]:
+    """The columns in which there is anything to tell probes apart."""
+    empty = {
+        name for name in ("agreement", "kl", "easyedit") if all(result[name] is None for result in data["results"])
+    }
+    empty |= {"edit"} if len(data["reports"]) == 1 else set()
+    empty |= {"case"} if len({probe["case"] for probe in data["probes"]}) <= 1 else set()
+    return {key: title for key, title in COLUMNS.items() if key not in empty}
 
 
 def _neurons(ranking: NeuronRanking | None, edited: Collection[Neuron]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Where a loaded model keeps its decoder layers, W_out, final norm, W_U and image positions.
 
 One resolver works from facts that hold for the decoder-style image-text-to-text models of transformers; a family that
-needs more is a row of `FAMILIES`. Nothing outside this module knows a module path or a weight's orientation.
+needs more is a row of `FAMILIES`. Nothing outside `mmedit/models` knows a module path or a weight's orientation.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ def with_answers(inputs: Any, ids: Tensor, given: Tensor, model_type: str) -> di
         "attention_mask": given,
         "token_type_ids": given * (model_type == "paligemma"),
         "mm_token_type_ids": given * 0,
+        "moe_mm_token_type_ids": given * 0,
     }
     grown = {"input_ids": ids} | kinds
     joined = {name: torch.cat([inputs[name], grown[name].to(inputs[name])], 1) for name in grown if name in inputs}

@@ -238,7 +238,7 @@ def load(
             "this model needs a package that is not installed",
             where=name,
             got=str(error).strip(),
-            do="pip install 'mmedit-vlm[vision]' for torchvision",
+            do="install it; 'mmedit-vlm[vision]' brings torchvision, 'mmedit-vlm[sentencepiece]' the older tokenizers",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         got = next(iter(str(error).strip().splitlines()), type(error).__name__)

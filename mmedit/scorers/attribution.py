@@ -66,11 +66,14 @@ def attributions(vlm: VisionLanguageModel, words: Sequence[Sighting]) -> list[di
         ModelError: if the decoder does not see the picture as positions of the prompt.
     """
     model: Any = bare_model(vlm.model)
-    if model.config.is_encoder_decoder:
-        raise ModelError("attribution looks at the decoder, and in this model the encoder sees the picture")
     last = max(word.occurrence.index for word in words)
     with _without_gradients_of_weights(model):
         prompt = vlm.inputs(words[0].image, words[0].prompt)
+        if model.config.is_encoder_decoder or "cross_attention_mask" in prompt:
+            raise ModelError(
+                "attribution looks at the picture's positions in the decoder, which sees this model's pictures through cross-attention",
+                where=vlm.architecture.model_type, do="use another scorer",
+            )  # fmt: skip
         answer = prompt["input_ids"].new_tensor([words[0].generation.ids[:last]], dtype=torch.long)
         inputs = with_answers(prompt, answer, torch.ones_like(answer), vlm.architecture.model_type)
         at_image = inputs["input_ids"][0] == vlm.architecture.image_token_id
@@ -134,7 +137,7 @@ class _Watch:
         (w_out,) = self.sharing[module]
         o = self._begun(w_out, args[0])
         activation = self._of_picture(o.detach())
-        o.register_hook(lambda slope: self._keep(w_out, activation, self._of_picture(slope)))
+        o.register_hook(lambda slope: self._keep(w_out, activation, self._of_picture(slope)))  # type: ignore[no-untyped-call]
         return (o, *args[1:])
 
     def _see_experts(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -143,20 +146,16 @@ class _Watch:
         y = self._begun(w_outs[0], output)
 
         def back(slope: Tensor) -> None:
-            at_image = self._of_picture(slope)
+            parts = slope.reshape(-1, len(self.at_image), slope.shape[-1])  # of Llama 4 one for each expert
             for w_out in w_outs:
-                self._keep(w_out, _expert(record, w_out), at_image @ w_out.matrix.T)
+                part = parts[w_out.expert if len(parts) > 1 else 0]  # type: ignore[index]
+                self._keep(w_out, _expert(record, w_out), self._of_picture(part) @ w_out.matrix.T)
 
-        y.register_hook(back)
+        y.register_hook(back)  # type: ignore[no-untyped-call]
         return y
 
     def _begun(self, w_out: WOut, values: Tensor) -> Tensor:
-        """Values with a row for each position; in the first layer the graph begins with them."""
-        if values.numel() != len(self.at_image) * values.shape[-1]:
-            raise ModelError(
-                "attribution needs one position of the decoder for each token of the prompt", where=str(w_out.site),
-                got=f"values of shape {list(values.shape)}", expected=f"{len(self.at_image)} positions", do="use another scorer",
-            )  # fmt: skip
+        """Values that the graph goes through; in the first layer it begins with them."""
         if w_out.layer == self.first_layer:
             values = values.detach().requires_grad_()
             self.roots.append(values)
@@ -164,7 +163,13 @@ class _Watch:
 
     def _of_picture(self, values: Tensor) -> Tensor:
         """`[n_image_positions, n]`; some layers see all positions flattened, and there is a single prompt here."""
-        return values.reshape(-1, values.shape[-1])[self.at_image.to(values.device)]
+        rows = values.reshape(-1, values.shape[-1])
+        if len(rows) != len(self.at_image):
+            raise ModelError(
+                "attribution needs one position of the decoder for each token of the prompt, and these layers have others",
+                got=f"{len(rows)} positions", expected=f"{len(self.at_image)}", do="choose other layers, or another scorer",
+            )  # fmt: skip
+        return rows[self.at_image.to(values.device)]
 
     def _keep(self, w_out: WOut, activation: Tensor, slope: Tensor) -> None:
         self.maxima[w_out.site] = (activation.float() * slope.float()).amax(0).cpu()
@@ -172,10 +177,11 @@ class _Watch:
 
 def _expert(record: Any, w_out: WOut) -> Tensor:
     """An expert's activations at all recorded positions `[n, d_ffn]`; 0 where it is not routed to."""
+    o: Tensor = record.detach() if isinstance(record, Tensor) else record.o
     if isinstance(record, Routed):
-        return (record.o * (record.experts == w_out.expert)[..., None]).sum(1)
-    activations: Tensor = record.detach()
-    return activations
+        chosen: Tensor = record.experts == w_out.expert  # type: ignore[assignment]
+        o = (o * chosen[..., None]).sum(1)
+    return o
 
 
 @contextmanager

@@ -52,4 +52,4 @@ def random_llava(name: str, device: str = "cpu", dtype: torch.dtype = torch.floa
             model = LlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    return mmedit.VisionLanguageModel(model, processor, f"llava of geometry {name}")
+    return mmedit.VisionLanguageModel(model, processor, f"LLaVA, {name}")

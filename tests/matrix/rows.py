@@ -82,7 +82,8 @@ class Row:
         sites: the sites that are to be found; `L1.E` stands for four experts.
         way: how what W_outs write reaches the final norm: `direct`, through a `norm`, times a `scale`, or `other`.
         refused: what the error says, where the type cannot be edited.
-        uncached: whether transformers can also generate without a cache.
+        since: from which version of transformers on the row is true; before, the type is built or run in other ways.
+        uncached: from which version on transformers generates the same without a cache.
     """
 
     name: str
@@ -93,7 +94,8 @@ class Row:
     sites: str = "L0 L1"
     way: str = "direct"
     refused: str = ""
-    uncached: bool = True
+    since: str = "5.0"
+    uncached: str = "5.0"
 
     @property
     def all_sites(self) -> list[str]:
@@ -128,7 +130,7 @@ ROWS = [
     Row("deepseek_vl_hybrid", "A", plain(high_res_pixel_values=noise(1, 3, 112, 112)), 4, {"high_res_vision_config": {"global_attn_indexes": [0, 1], "image_size": 112}}),
     Row("emu3", "A", plain(32, image_sizes=torch.tensor([[32, 32]])), 20, {"vocabulary_map": EMU, "vq_config": {"hidden_size": 128}}),
     Row("fast_vlm", "A"),
-    Row("fuyu", "A", lambda model: {"pixel_values": noise(1, 4, 588)}, 4),
+    Row("fuyu", "A", lambda model: {"pixel_values": noise(1, 4, 588)}, 4, since="5.22"),
     Row("got_ocr2", "A", plain(), 1),
     Row("hunyuan_vl", "A", patches, 8, {"text_config": {"head_dim": 8, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": 2.0, "mrope_section": [1, 1, 1, 1]}}}),
     Row("idefics2", "A", tiles(), 2),
@@ -149,7 +151,7 @@ ROWS = [
     Row("molmo2", "A", molmo, 2, {"image_patch_id": 114, "vision_config": {"image_size": [28, 28], "num_position_embeddings": 4}, "adapter_config": {"vision_feature_layer": [1, 0]}}),
     Row("ovis2", "A", plain(), 4),
     Row("paddleocr_vl", "A", squares, 4, {"text_config": MROPE}),
-    Row("paligemma", "A", plain(), 4),
+    Row("paligemma", "A", plain(), 4, uncached="5.18"),
     Row("perception_lm", "A", config={"vision_config": {"model_type": "timm_wrapper", "model_args": {"embed_dim": 32}}}),
     Row("phi4_multimodal", "A", phi, 5, {"vision_config": {"crop_size": 28}}),
     Row("pp_chart2table", "A", plain(), 1),
@@ -181,7 +183,7 @@ ROWS = [
     Row("shieldgemma2", "B", plain(), 4, {"mm_tokens_per_image": 4}, way="norm"),
     Row("blip", "C", plain(), way="other"),
     Row("florence2", "C", plain(), 2, {"vision_config": {"embed_dim": [32] * 4, "depths": [1] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4}}, way="other"),
-    Row("git", "C", plain(), way="other"),
+    Row("git", "C", plain(), way="other", uncached="5.18"),
     Row("idefics", "C", tiles(image_attention_mask=torch.ones(1, 5, 1, dtype=torch.long))),
     Row("instructblipvideo", "C", lambda model: {"pixel_values": noise(1, 4, 3, 28, 28), "qformer_input_ids": torch.tensor([[5, 6]])}, 8, {"video_token_index": 119}),
     Row("kosmos-2", "C", plain(image_embeds_position_mask=torch.tensor([[0, 1, 1, 0, 0]])), 0, {"latent_query_num": 2}),
@@ -190,12 +192,12 @@ ROWS = [
     Row("pix2struct", "C", lambda model: {"flattened_patches": flattened()}, None, {"vision_config": {"patch_embed_hidden_size": 588}}),
     Row("t5gemma2", "C", plain(), 4, {"encoder": {"mm_tokens_per_image": 4}}, way="norm"),
     Row("udop", "C", plain(bbox=torch.zeros(1, 5, 4)), 0, {"decoder_start_token_id": 1}),
-    Row("vision-encoder-decoder", "C", plain(), None, {"decoder_start_token_id": 1, "decoder": {"is_decoder": True, "add_cross_attention": True}}, way="other"),
-    Row("aria", "D", plain(), 4, {"projector_patch_to_query_dict": {4: 4}}, sites="L0.S L0.E L1.S L1.E"),
+    Row("vision-encoder-decoder", "C", plain(), None, {"decoder_start_token_id": 1, "decoder": {"is_decoder": True, "add_cross_attention": True}}, way="other", since="5.20"),
+    Row("aria", "D", plain(), 4, {"projector_patch_to_query_dict": {4: 4}}, sites="L0.S L0.E L1.S L1.E", since="5.18"),
     Row("deepseek_ocr2", "D", plain(224), 145, {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2}, "vision_config": {"sam_config": {"global_attn_indexes": [0, 1], "downsample_channels": [32, 32], "image_size": 224}}}, sites="L0 L1.S L1.E"),
     Row("diffusion_gemma", "D", no_picture, 0, {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}}, refused="it writes many words at once, so none is predicted at a position"),
     Row("dots3_note", "D", patches, 4, {"vision_config": {"mlp_layer_types": ["dense", "sparse"], "num_local_experts": 4}, "text_config": {"head_dim": 12}}, sites="L0 L1.S L1.E"),
-    Row("ernie4_5_vl_moe", "D", patches, 4, {"text_config": {"moe_intermediate_size": [24, 16], "rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 2]}}}, sites="L0 L1.S L1.E", uncached=False),
+    Row("ernie4_5_vl_moe", "D", patches, 4, {"text_config": {"moe_intermediate_size": [24, 16], "rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 2]}}}, sites="L0 L1.S L1.E", uncached="none yet"),
     Row("glm4v_moe", "D", patches, 4, {"text_config": {"rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}}, sites="L0 L1.S L1.E"),
     Row("glm5_next", "D", patches, 4, {"text_config": {"qk_rope_head_dim": 0, "mlp_layer_types": ["dense", "sparse"], "layer_types": ["linear_attention", "indexed_attention"]}}, sites="L0 L1.S L1.E", way="other"),
     Row("inkling2", "D", lambda model: {"pixel_values": noise(4, 28, 28, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}, 4, sites="L0.E L1.E", way="other"),
@@ -203,7 +205,7 @@ ROWS = [
     Row("kimi_k25", "D", squares, 4, {"text_config": {"head_dim": 4, "first_k_dense_replace": 1}}, sites="L0 L1.S L1.E"),
     Row("llama4", "D", plain(), 1, {"vision_config": {"intermediate_size": 128}}, sites="L0.S L0.E L1.S L1.E"),
     Row("minimax_m3_vl", "D", patches, 4, sites="L0.S L0.E L1.S L1.E", way="scale"),
-    Row("mistral4", "D", sites="L0.S L0.E L1.S L1.E"),
+    Row("mistral4", "D", sites="L0.S L0.E L1.S L1.E", since="5.12"),
     Row("mistral_large4", "D", plain(56, image_sizes=torch.tensor([[56, 56]])), 4, {"vision_config": {"image_size": 56}}, sites="L0 L1.S L1.E"),
     Row("muse_spark", "D", no_picture, 0, {"audio_config": {"patch_sizes": [2, 2], "hidden_sizes": [8, 8], "depths": [1, 1]}}, refused="its experts write through a norm of their own, in a narrower space"),
     Row("nemotron_h_omni", "D", lambda model: {"pixel_values": noise(16, 588), "image_grid_hw": torch.tensor([[4, 4]])}, 4, {"image_token_id": 119, "vision_config": {"video_temporal_patch_size": 2}}, sites="L1.S L1.E L3"),
@@ -213,7 +215,7 @@ ROWS = [
     Row("qwen4_exp", "D", patches, 4, {"text_config": {"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, sites="L0.S L0.E L1.S L1.E", way="other"),
     Row("step3p7", "D", plain(), 1, {"text_config": {"sliding_window": 8, "mlp_layer_types": ["dense", "sparse"]}}, sites="L0 L1.S L1.E"),
     Row("unlimited_ocr", "D", plain(112), 7, {"text_config": {"mlp_layer_types": ["dense", "sparse"]}, "vision_config": {"sam_config": {"global_attn_indexes": [0, 1], "downsample_channels": [32, 32], "image_size": 112}}}, sites="L0 L1.S L1.E"),
-    Row("evolla", "E", refused="it reads proteins, not pictures"),
+    Row("evolla", "E", refused="it reads proteins, not pictures", since="5.6"),
     Row("pi0", "E", refused="it writes a robot's movements, not words"),
     Row("pp_formulanet", "E", plain(), None, {"decoder_hidden_size": 32, "vision_config": {"post_conv_in_channels": 32, "post_conv_mid_channels": 32, "post_conv_out_channels": 32, "decoder_hidden_size": 32}}),
 ]  # fmt: skip
