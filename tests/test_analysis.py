@@ -50,7 +50,9 @@ def found(trained: mmedit.VisionLanguageModel, world: PictureSet) -> list[Survey
     return list(survey(trained, world.pictures, methods=("contribution", "activation", "attribution", "random"), k=K))
 
 
-def test_a_survey_is_what_locating_gives(vlm: mmedit.VisionLanguageModel, world: PictureSet, found: list[Surveyed]) -> None:
+def test_a_survey_is_what_locating_gives(
+    vlm: mmedit.VisionLanguageModel, world: PictureSet, found: list[Surveyed]
+) -> None:
     for surveyed, picture in list(zip(found, world.pictures, strict=True))[:2]:
         assert surveyed.caption == vlm.caption(picture.image)[0]
         for method in ("contribution", "activation", "attribution"):
@@ -97,7 +99,9 @@ def test_shares_are_shares(a: list[Neuron], b: list[Neuron], k: int) -> None:
 
 
 def named(number: int, **words: list[int]) -> Surveyed:
-    concepts = tuple(Concept(w, 0, 0, {"m": Ranked(tuple(Neuron(0, u) for u in us), (), ())}) for w, us in words.items())
+    concepts = tuple(
+        Concept(w, 0, 0, {"m": Ranked(tuple(Neuron(0, u) for u in us), (), ())}) for w, us in words.items()
+    )
     return Surveyed(number, "", "", concepts)
 
 
@@ -174,7 +178,9 @@ def test_activations_on_the_picture_are_what_enters_w_out(vlm: mmedit.VisionLang
     maps = image_activations(vlm, image, neurons)
     inputs, seen = vlm.inputs(image), {}
     handles = [
-        vlm.architecture.w_out(n.site).module.register_forward_pre_hook(lambda m, args, n=n: seen.update({n: args[0][0]}))  # type: ignore[misc]
+        vlm.architecture.w_out(n.site).module.register_forward_pre_hook(
+            lambda m, args, n=n: seen.update({n: args[0][0]})
+        )  # type: ignore[misc]
         for n in neurons
     ]
     with torch.inference_mode():
@@ -209,7 +215,9 @@ def test_maps_lie_over_the_picture_as_the_model_sees_it(vlm: mmedit.VisionLangua
     corner = np.zeros((1, 8, 8))
     corner[0, 0, 7] = 1
     values = heatmap(corner, 64, 64)
-    assert values.shape == (64, 64) and np.unravel_index(values.argmax(), values.shape)[0] < 8 <= 56 <= values[0].argmax()
+    assert (
+        values.shape == (64, 64) and np.unravel_index(values.argmax(), values.shape)[0] < 8 <= 56 <= values[0].argmax()
+    )
     assert overlay(image, values).size == masked(image, mask(values)).size == (64, 64)
 
 
@@ -225,14 +233,18 @@ def test_models_without_a_grid_are_refused(vlm: mmedit.VisionLanguageModel) -> N
     assert grid(vlm, {}, 64) == (8, 8) and grid(vlm, {}, 16) == (4, 4)
 
 
-def test_focus_rows_are_maps_on_regions(vlm: mmedit.VisionLanguageModel, world: PictureSet, found: list[Surveyed]) -> None:
+def test_focus_rows_are_maps_on_regions(
+    vlm: mmedit.VisionLanguageModel, world: PictureSet, found: list[Surveyed]
+) -> None:
     rows = list(focus_numbers(vlm, world, found, ks=(1, 10)))
     row = next(r for r in rows if r.method == "contribution" and r.k == 10)
     concept = next(c for c in found[row.number].concepts if c.word == row.concept)
     maps = image_activations(vlm, world.pictures[row.number].image, concept.rankings["contribution"].neurons[:10])
     alone = on_object(heatmap(maps, 64, 64), world.regions(row.number)[row.concept])
     assert (row.hit, row.area) == (alone.hit, alone.area) and row.mass == pytest.approx(alone.mass, rel=1e-4)
-    assert set(focus_summary(rows)) == {(m, k) for m in ("contribution", "activation", "attribution", "random") for k in (1, 10)}
+    assert set(focus_summary(rows)) == {
+        (m, k) for m in ("contribution", "activation", "attribution", "random") for k in (1, 10)
+    }
 
 
 def test_heatmap_of_concepts_has_the_contributions(vlm: mmedit.VisionLanguageModel, world: PictureSet, found: list[Surveyed]) -> None:  # fmt: skip

@@ -19,8 +19,8 @@ from mmedit.models.architecture import Architecture, resolve
 from mmedit.models.experts import fused_experts
 from mmedit.models.vlm import Generation
 from mmedit.neuron import Neuron, Site
-from mmedit.patches.base import Base
 from mmedit.patches.bake import bake
+from mmedit.patches.base import Base
 from mmedit.patches.live import Stack
 from mmedit.sightings import Sighting, sightings
 from mmedit.testbed.checkpoint import build_llava
@@ -40,8 +40,12 @@ def with_experts(processor: LlavaProcessor) -> Any:
     torch.manual_seed(0)
     model = t.LlavaForConditionalGeneration(
         t.LlavaConfig(
-            vision_config=config.vision_config, text_config=text, image_token_index=config.image_token_index,
-            image_seq_length=config.image_seq_length, vision_feature_layer=-1, vision_feature_select_strategy="default",
+            vision_config=config.vision_config,
+            text_config=text,
+            image_token_index=config.image_token_index,
+            image_seq_length=config.image_seq_length,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
         )  # fmt: skip
     )
     with torch.no_grad():

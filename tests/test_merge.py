@@ -304,3 +304,19 @@ def test_bases_loaded_in_other_types_are_one_base(processor: Any) -> None:
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         mmedit.merge(**{"patches": [made({1: [1.0] * 4}), made({2: [1.0] * 4})], **arguments})
+
+
+def test_patches_of_two_checkpoints_of_one_shape_do_not_merge(processor: Any) -> None:
+    """Not even where they edit other rows, so that no base row could tell."""
+    models = [mmedit.VisionLanguageModel(build_llava(processor, seed), processor, f"model {seed}") for seed in (0, 1)]
+    patches = []
+    for unit, vlm in enumerate(models):
+        site, units = mmedit.Site(1), torch.tensor([unit])
+        rows = mmedit.Stack.of(vlm).base_rows(site, units)
+        patches.append(mmedit.Patch({site: (units, torch.ones(1, 128))}, {site: rows}, Base.of(vlm)))
+    with pytest.raises(BaseMismatchError, match="another unembedding"):
+        mmedit.merge(patches)
+    unmarked = dataclasses.replace(
+        patches[1], base=dataclasses.replace(patches[1].base, weights="")
+    )  # as older files are
+    assert mmedit.merge([patches[0], unmarked]).neurons == tuple(mmedit.Neuron(1, unit) for unit in (0, 1))

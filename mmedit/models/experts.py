@@ -126,7 +126,9 @@ class DispatchedExperts(RoutedExperts):
         Fused.__init__(self, module, transposed=True)
 
     def record(self, pick: Pick, **given: Tensor) -> Routed:
-        x = torch.stack([pick(part) for part in given["hidden_states"].reshape(len(self.weight), -1, self.stacked(0).shape[2])])
+        x = torch.stack(
+            [pick(part) for part in given["hidden_states"].reshape(len(self.weight), -1, self.stacked(0).shape[2])]
+        )
         routed = (x != 0).any(-1).T.to(x.dtype)  # [n, experts]; the weight of the others is 0
         weights, experts = routed.topk(max(1, int(routed.sum(1).max())))
         return self.routed(experts, weights, lambda expert, row: x[expert, row])

@@ -53,7 +53,9 @@ def _tokenizer(vlm: VisionLanguageModel) -> str:
     if backend is None:
         return repr(sorted(vlm.tokenizer.get_vocab().items()))
     kept: dict[str, Any] = json.loads(backend.to_str())
-    return json.dumps({k: v for k, v in kept.items() if k not in ("padding", "truncation")})  # these are set anew by each call
+    return json.dumps(
+        {k: v for k, v in kept.items() if k not in ("padding", "truncation")}
+    )  # these are set anew by each call
 
 
 def _digest(tensor: Tensor) -> str:

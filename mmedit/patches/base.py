@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmedit.errors import PatchError
-from mmedit.models.architecture import architecture_of, bare_model
+from mmedit.models.architecture import Architecture, architecture_of, bare_model
 from mmedit.neuron import Site
 
 Delta = tuple[Tensor, Tensor]  # units [k], rows [k, d_model]
@@ -29,6 +29,8 @@ class Base:
         d_model: width of the residual stream.
         d_ffn: hidden units per feed-forward network.
         config_digest: SHA-256 of its configuration.
+        weights: the type and a digest of weights that no patch changes, to tell models of one shape apart; empty in files of
+            before it was kept.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Base:
     d_model: int
     d_ffn: int
     config_digest: str
+    weights: str = ""
 
     @classmethod
     def of(cls, vlm: Any) -> Base:
@@ -59,7 +62,20 @@ class Base:
             architecture.d_model,
             architecture.d_ffn,
             digest,
+            _mark(architecture),
         )
+
+
+def _mark(architecture: Architecture) -> str:
+    """The type and a digest of some rows of W_U and of the final norm; empty where they cannot be read."""
+    w_u, norm = architecture.w_u, getattr(architecture.final_norm, "weight", None)
+    parts = [w_u[:: max(1, len(w_u) // 64)], *([norm.detach()] if isinstance(norm, Tensor) else [])]
+    if any(part.is_meta for part in parts):
+        return ""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+    return f"{w_u.dtype}:{digest.hexdigest()[:32]}"
 
 
 def matrix_digest(matrix: Tensor) -> str:

@@ -134,7 +134,7 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
         values = {key: read_json(texts[key]) for key in ("base", "hparams", "edits")}
         evaluation = read_json(texts["evaluation"]) if "evaluation" in texts else None
         digests = read_json(texts.get("base_digests", "{}"))
-        base, types = values["base"], {field.name: field.type for field in fields(Base)}
+        base, types = {"weights": "", **values["base"]}, {field.name: field.type for field in fields(Base)}
         wrong = [key for key, kind in types.items() if not _fits(base[key], str(kind))]
     except (KeyError, TypeError, ValueError) as error:
         raise PatchError(
@@ -156,7 +156,7 @@ def _metadata(texts: dict[str, str], path: Path) -> dict[str, Any]:
             got="edits, hparams, evaluation or digests of another form, or words with control characters",
         )
     names = {key: texts.get(key, "") for key in ("editor", "created", "library_version")}
-    if not _are_lines([*names.values(), base["model"], base["revision"] or "", base["model_type"]]):
+    if not _are_lines([*names.values(), base["model"], base["revision"] or "", base["model_type"], base["weights"]]):
         raise PatchError(
             "a patch whose names hold control characters", where=path, expected="names in one printed line"
         )

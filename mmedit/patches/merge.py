@@ -99,6 +99,11 @@ def common_base(patches: Sequence[Patch]) -> tuple[dict[Site, tuple[Tensor, Tens
             got, expected = getattr(patch.base, field), getattr(patches[0].base, field)
             if got != expected:
                 raise _mismatch(patch, f"{field} {got}", f"{expected}, as for {patches[0].name}")
+    marks = {patch.base.weights.partition(":")[0]: patch for patch in patches if patch.base.weights}
+    for patch in patches:
+        same_type = marks.get(patch.base.weights.partition(":")[0], patch)
+        if same_type.base.weights != patch.base.weights:
+            raise _mismatch(patch, "another unembedding or final norm", f"those of the model of {same_type.name}")
     digests: dict[Site, str] = {}
     for patch in patches:
         for site, digest in patch.base_digests.items():

@@ -34,7 +34,9 @@ class Contribution(Scorer):
                     scores[site] = torch.zeros(o.shape)
                     continue
                 matrix = architecture.w_out(site).matrix
-                directions = torch.stack([s.directions.get(site, column) for s, column in zip(seen, columns, strict=True)])
+                directions = torch.stack(
+                    [s.directions.get(site, column) for s, column in zip(seen, columns, strict=True)]
+                )
                 scores[site] = contribution(o.to(matrix.device), matrix, directions.to(matrix.device)).cpu()
         return scores
 

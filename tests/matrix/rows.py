@@ -46,12 +46,20 @@ def minicpm(model: Any) -> Inputs:
 
 def molmo(model: Any) -> Inputs:
     pooling = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
-    return {"pixel_values": noise(2, 4, 588), "image_token_pooling": pooling, "image_grids": torch.tensor([[1, 1, 1, 1]])}
+    return {
+        "pixel_values": noise(2, 4, 588),
+        "image_token_pooling": pooling,
+        "image_grids": torch.tensor([[1, 1, 1, 1]]),
+    }
 
 
 def phi(model: Any) -> Inputs:
     whole = torch.ones(1, 2, 2, 2, dtype=torch.long)
-    return {"image_pixel_values": noise(1, 2, 3, 28, 28), "image_sizes": torch.tensor([[28, 28]]), "image_attention_mask": whole}
+    return {
+        "image_pixel_values": noise(1, 2, 3, 28, 28),
+        "image_sizes": torch.tensor([[28, 28]]),
+        "image_attention_mask": whole,
+    }
 
 
 def grid(n: int) -> Tensor:
@@ -100,17 +108,30 @@ class Row:
     @property
     def all_sites(self) -> list[str]:
         """The sites, every expert by itself."""
-        return [name for site in self.sites.split() for name in ([f"{site}{i}" for i in range(4)] if site.endswith("E") else [site])]
+        return [
+            name
+            for site in self.sites.split()
+            for name in ([f"{site}{i}" for i in range(4)] if site.endswith("E") else [site])
+        ]
 
     def inputs(self, model: Any) -> Inputs:
         """A prompt with a picture in it, as the type's processor would make it."""
         if self.n is None:
             return self.picture(model)
-        names, takes = ("image_token_id", "image_token_index", "video_token_index"), inspect.signature(model.forward).parameters
+        names, takes = (
+            ("image_token_id", "image_token_index", "video_token_index"),
+            inspect.signature(model.forward).parameters,
+        )
         parts = (model.config, getattr(model.config, "vision_config", None))
-        image = next((found for part in parts for name in names if (found := getattr(part, name, None)) is not None), None)
+        image = next(
+            (found for part in parts for name in names if (found := getattr(part, name, None)) is not None), None
+        )
         ids = torch.tensor([[20, 21, *[image] * self.n, 22, 23, 24]])
-        types = {key: (ids == image).long() for key in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids") if key in takes and self.n}
+        types = {
+            key: (ids == image).long()
+            for key in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
+            if key in takes and self.n
+        }
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **types, **self.picture(model)}
 
 
