@@ -75,7 +75,11 @@ def test_demo_does_the_main_job(cli, tmp_path: Path) -> None:  # type: ignore[no
     result = json.loads(out)
     assert code == 0 and result["reverted"] is True
     assert result["after"][0] == result["before"][0].replace("cat", "dog") != result["before"][0]
-    assert result["counts"]["edit"] == "1 of 1"
+    swapped = ["cat" in old.split() and new == old.replace("cat", "dog") for old, new in zip(result["before"], result["after"], strict=True)]  # fmt: skip
+    same = [old == new for old, new in zip(result["before"], result["after"], strict=True)]
+    assert result["counts"] == {
+        "edit": "1 of 1", "related": f"{sum(swapped[1:9])} of 8", "unrelated": f"{sum(same[9:])} of 16",
+    }  # fmt: skip
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(result["before"]) == 25 and '[1, " dog"]' in page
     assert "cat → dog" in page and str(mmedit.Patch.load(result["patch"]).neurons[0]) in page

@@ -46,7 +46,7 @@ def with_experts(processor: LlavaProcessor) -> Any:
             image_seq_length=config.image_seq_length,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
-        )  # fmt: skip
+        )
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -177,5 +177,5 @@ def test_an_architecture_with_experts_is_worked_out_without_weights(processor: L
     with torch.device("meta"):
         architecture = Architecture(with_experts(processor))
     assert len(architecture.sites) == 1 + 2 * (1 + N_EXPERTS)
-    with pytest.raises(ModelError, match="L1.E2 is offloaded"):
+    with pytest.raises(ModelError, match=r"L1\.E2 is offloaded"):
         architecture.require_editable(Site(1, 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import mmedit
 from mmedit.editors import MMNeurons, MMNeuronsHparams
 from mmedit.editors.mm_neurons import closed_form, gradient_descent
 from mmedit.errors import RequestError
+from mmedit.requests import CAPTION_PROMPT
 
 numbers = st.floats(-3, 3, allow_nan=False, allow_subnormal=False)
 
@@ -157,3 +159,30 @@ def test_neurons_of_the_users_choice_are_the_ones_edited(
     assert patch.neurons == chosen
     with pytest.raises(RequestError, match="no such unit"):
         MMNeurons.from_hparams("iconworld-llava").execute(vlm, request_of_cat, neurons=[mmedit.Neuron(1, 512)])
+
+
+def test_without_a_source_the_answer_is_edited_where_it_first_differs(
+    vlm: mmedit.VisionLanguageModel, cat_file: Path
+) -> None:
+    """As MMEdit's and EasyEdit's records ask: a picture, a question, and the whole new answer."""
+    editor = MMNeurons.from_hparams("iconworld-llava")
+    old = vlm.caption(cat_file)[0]
+    words = old.split()
+    place = words.index("cat")
+    request = mmedit.EditRequest(cat_file, None, " ".join([*words[:place], "dog", *words[place + 1 :]]), CAPTION_PROMPT)
+    patch = editor.execute(vlm, request)
+    assert patch.edits[0]["source"] == old and patch.edits[0]["target"] == request.target
+    named = editor.execute(vlm, mmedit.EditRequest(cat_file, "cat", "dog"))
+    assert same_rows(patch, named)  # the same tokens at the same place
+    with patch.applied(vlm):
+        assert vlm.caption(cat_file)[0] == request.target
+    with pytest.raises(RequestError, match="gives this answer already"):
+        editor.execute(vlm, mmedit.EditRequest(cat_file, None, old, CAPTION_PROMPT))
+    shorter = editor.execute(vlm, mmedit.EditRequest(cat_file, None, " ".join(words[:place]), CAPTION_PROMPT))
+    assert shorter.edits[0]["target_token_id"] in vlm.end_ids  # the answer shall end there
+
+
+def same_rows(a: mmedit.Patch, b: mmedit.Patch) -> bool:
+    return a.sites == b.sites and all(
+        torch.equal(a.units(site), b.units(site)) and torch.equal(a.rows(site), b.rows(site)) for site in a.sites
+    )

@@ -42,7 +42,7 @@ def picture(number: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
 
 def result(kind: Any, number: int, right: bool | None = True, **fields: Any) -> ProbeResult:
     """A probe of one kind, with a picture and a number of its own in every text."""
-    before, after = f"a cat and {number} boats", f"a dog and {number} boats" if right else f"a cat or {number} boats"
+    before, after = f"A cat and {number} boats", f"a dog and {number} boats" if right else f"a cat or {number} boats"
     probe = Probe(kind, None if kind == "text_only" else picture(number), label=f"{number}.png")
     given = {"probe": probe, "before": before, "after": after, "expected": after, "right": right, "scores": {METRICS[kind]: float(bool(right))}}  # fmt: skip
     return ProbeResult(**{**given, **fields})
@@ -240,7 +240,7 @@ def test_filters_leave_what_they_say(tmp_path: Path, browse: Browse) -> None:
         };
         const shown = () => [...document.querySelectorAll(".kind:not([hidden]) footer")].map((node) => parseInt(node.textContent));
         const found = {all: shown()};
-        for (const [name, value] of [["outcome", "true"], ["outcome", "false"], ["outcome", "null"], ["kind", "unrelated"], ["words", "3 BOATS"], ["words", "2.png"]]) {
+        for (const [name, value] of [["outcome", "true"], ["outcome", "false"], ["outcome", "null"], ["kind", "unrelated"], ["words", "A CAT AND 3"], ["words", "2.png"]]) {
             set(name, value);
             found[`${name} ${value}`] = [shown(), form.found.value];
             set(name, "");
@@ -251,7 +251,7 @@ def test_filters_leave_what_they_say(tmp_path: Path, browse: Browse) -> None:
     assert seen["all"] == [1, 2, 3, 4, 5]
     assert seen["outcome true"] == [[1, 4], "2 of 5"] and seen["outcome false"] == [[2, 5], "2 of 5"]
     assert seen["outcome null"] == [[3], "1 of 5"] and seen["kind unrelated"] == [[4, 5], "2 of 5"]
-    assert seen["words 3 BOATS"] == [[3], "1 of 5"] and seen["words 2.png"] == [[2], "1 of 5"]
+    assert seen["words A CAT AND 3"] == [[3], "1 of 5"] and seen["words 2.png"] == [[2], "1 of 5"]
     assert seen["both"] == [2]
 
 
