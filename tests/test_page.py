@@ -42,7 +42,7 @@ def picture(number: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
 
 def result(kind: Any, number: int, right: bool | None = True, **fields: Any) -> ProbeResult:
     """A probe of one kind, with a picture and a number of its own in every text."""
-    before, after = f"A cat and {number} boats", f"a dog and {number} boats" if right else f"a cat or {number} boats"
+    before, after = f"A cat and {number} boats", f"A dog and {number} boats" if right else f"A cat or {number} boats"
     probe = Probe(kind, None if kind == "text_only" else picture(number), label=f"{number}.png")
     given = {"probe": probe, "before": before, "after": after, "expected": after, "right": right, "scores": {METRICS[kind]: float(bool(right))}}  # fmt: skip
     return ProbeResult(**{**given, **fields})
@@ -259,7 +259,7 @@ def test_reports_stand_side_by_side(tmp_path: Path, browse: Browse) -> None:
     """What was asked alike is one card; what only one was asked, or what was asked twice, is not lost."""
     same, twice, own = result("related", 1), result("unrelated", 2), result("text_only", 3)
     first = report(same, twice, twice, name="first")
-    second = report(replace(same, after="a cat and 1 boats", right=False), own, twice, name="second")
+    second = report(replace(same, after="A cat and 1 boats", right=False), own, twice, name="second")
     write_report(page := tmp_path / "page.html", [first, second])
     assert len(data_of(page)["probes"]) == 4 and len(data_of(page)["results"]) == 6
     seen = value_in(browse, page, """

@@ -44,8 +44,8 @@ def analyse(
     asked = o.make_prompt(prompt, prefix)
     processes = Processes.launched()
     if sbu:
-        pictures = [str(_fetch(pictures, output, n, seed))] if processes.main else [str(output / "sbu")]
-        processes.gather([])  # the others wait for the pictures
+        fetched = _fetch(pictures, output, n, seed) if processes.main else []
+        pictures = processes.gather(fetched)  # the others wait for the pictures
     chosen = picture_set(pictures, None if sbu else n, seed)
     vlm = o.load_model(model, device or processes.device, dtype, revision)
     options = {} if method is None else {"methods": tuple(method)}
@@ -66,8 +66,8 @@ def analyse(
     o.say(f"report: {study.path('report.html')}")
 
 
-def _fetch(pictures: list[str], output: Path, n: int | None, seed: int) -> Path:
-    """The folder of a sample of SBU Captions."""
+def _fetch(pictures: list[str], output: Path, n: int | None, seed: int) -> list[str]:
+    """The files of a sample of SBU Captions."""
     from mmedit.data.sbu import download_sbu
     from mmedit.errors import RequestError
 
@@ -76,5 +76,5 @@ def _fetch(pictures: list[str], output: Path, n: int | None, seed: int) -> Path:
             "--sbu takes one list file", got=f"{len(pictures)} places", expected="SBU_captioned_photo_dataset_urls.txt"
         )
     report = download_sbu(pictures[0], output / "sbu", 1000 if n is None else n, seed)
-    o.say(str(report), err=True)
-    return output / "sbu"
+    o.say(report, err=True)
+    return [str(picture.path) for picture in report.pictures]

@@ -7,6 +7,7 @@ answers, and N less the next time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -83,13 +84,10 @@ def evaluate(
     listed = [patches] if isinstance(patches, Patch) else list(patches)
     swaps = [swaps_of(patch) for patch in listed]
     edited = _edited(requests, prompt)
-    probes = [Probe("edit", image, ask) for image, ask in edited]
-    probes += _pictured("related", related, prompt) + _pictured("unrelated", unrelated, prompt)
+    probes = edited + _pictured("related", related, prompt) + _pictured("unrelated", unrelated, prompt)
     probes += [Probe("text_only", None, as_prompt(question)) for question in as_list(text_only)]
-    probes += [Probe("rephrased", image, as_prompt(question)) for image, _ in edited for question in as_list(rephrased)]
-    probes += [
-        Probe("same_image", image, as_prompt(question)) for image, _ in edited for question in as_list(same_image)
-    ]
+    probes += [replace(probe, kind="rephrased", prompt=as_prompt(q)) for probe in edited for q in as_list(rephrased)]
+    probes += [replace(probe, kind="same_image", prompt=as_prompt(q)) for probe in edited for q in as_list(same_image)]
     if (prompted := list(as_list(rephrased)) + list(as_list(same_image))) and not edited:
         raise RequestError(
             "prompts about the requests' pictures, but no request",
@@ -109,15 +107,15 @@ def evaluate(
     return reports[0] if isinstance(patches, Patch) else reports
 
 
-def _edited(requests: Any, prompt: str | Prompt | None) -> list[tuple[Any, Prompt]]:
+def _edited(requests: Any, prompt: str | Prompt | None) -> list[Probe]:
     """The pictures that edits were made from, each with its prompt."""
     found = []
     for given in as_list(requests):
         if isinstance(given, EditRequest):
             ask = given.prompt if given.prompt is not None else prompt
-            found += [(image, as_prompt(ask)) for image in given.images]
+            found += _pictured("edit", list(given.images), ask)
         else:
-            found += [(picture.image, as_prompt(prompt)) for picture in read_pictures([given])]
+            found += _pictured("edit", [given], prompt)
     return found
 
 
