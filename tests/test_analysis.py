@@ -316,3 +316,13 @@ def test_two_processes_write_the_same_tables(tmp_path: Path) -> None:
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
     assert tables(tmp_path / "one") == tables(tmp_path / "two") and len(tables(tmp_path / "one")) == 2
+
+
+def test_without_matplotlib_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    from mmedit.cli import main
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["mmedit", "analyse", "layers", "iconworld"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "mmedit-vlm[analysis]" in capfd.readouterr().err

@@ -476,6 +476,10 @@ def test_scorers_that_do_not_exist_or_cannot_be_used_are_refused(
     with monkeypatch.context() as changed, pytest.raises(ModelError, match="through cross-attention"):
         changed.setattr(vlm.model.config, "is_encoder_decoder", True)
         attributions(vlm, seen)
+    with monkeypatch.context() as changed, pytest.raises(ModelError, match="through cross-attention"):
+        inputs = vlm.inputs
+        changed.setattr(vlm, "inputs", lambda *given: {**inputs(*given), "cross_attention_mask": torch.ones(1)})
+        attributions(vlm, seen)
     monkeypatch.setattr(vlm.architecture, "image_token_id", None)
     with pytest.raises(ModelError, match="image positions") as refused:
         mmedit.locate_nouns(vlm, cat_file, scorer="attribution")

@@ -29,6 +29,7 @@ def analyse(
     device: o.Device = None, dtype: o.Dtype = "auto", revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Repeat an analysis of the paper, or all of them, and write tables, figures and a page."""
+    o.need("matplotlib", "the figures of the study", "analysis")
     from mmedit.analysis.analyses import ANALYSES
     from mmedit.analysis.picture_sets import picture_set
     from mmedit.analysis.study import Study

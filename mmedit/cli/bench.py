@@ -192,17 +192,23 @@ def _pile_up(
         made = list(tqdm(found, desc=f"{name}, sequential", unit="judged"))
     if output:
         write_curve(made, output / f"{label}.csv")
-        draw_curve(made, output / f"{label}.png", f"{name} on {vlm.name}")
+        try:
+            draw_curve(made, output / f"{label}.png", f"{name} on {vlm.name}")
+        except ImportError:
+            o.say("the curve is not drawn: pip install 'mmedit-vlm[analysis]' for matplotlib", err=True)
     points = curve(made)
     rows = [
         {"further_edits": gap, "edits": edits, "superseded": gone, "metrics": {k: vars(e) for k, e in metrics.items()}}
         for gap, (metrics, edits, gone) in points.items()
     ]
-    lines = [f"{name} on {vlm.name}, all edits live"]
+    lost = len(cases) - sum(one.gap == 0 for one in made)
+    lines = [f"{name} on {vlm.name}, all edits live; {lost} of {len(cases)} could not be made"]
     for gap, (metrics, edits, gone) in points.items():
         shown = ", ".join(f"{k} {metrics[k]}" for k in SHOWN if k in metrics)
         lines.append(f"  after {gap} further edits ({edits} edits, {gone} superseded): {shown}")
-    return {"editor": name, "model": vlm.name, "n_edits": len(cases), "retention": rows}, "\n".join(lines)
+    return {"editor": name, "model": vlm.name, "n_edits": len(cases), "failures": lost, "retention": rows}, "\n".join(
+        lines
+    )
 
 
 def _show(reports: Sequence[EditReport], output: Path | None, json: bool) -> None:

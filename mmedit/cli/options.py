@@ -83,3 +83,13 @@ def say(text: object, err: bool = False) -> None:
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout."""
     say(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def need(package: str, what: str, extra: str) -> None:
+    """Raise RequestError unless a package that comes with an extra is installed."""
+    from importlib.util import find_spec
+
+    from mmedit.errors import RequestError
+
+    if find_spec(package) is None:
+        raise RequestError(f"{what} need {package}", got="not installed", do=f"pip install 'mmedit-vlm[{extra}]'")
