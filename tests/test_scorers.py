@@ -655,3 +655,4 @@ def test_base_scorers_need_what_they_ask_for(tiny: mmedit.VisionLanguageModel) -
     assert all(torch.equal(seen[0].at_prompt[site], o) for site, o in seen[0].activations.items())
     assert not sightings(tiny, picture(), at_steps(0))[0].at_prompt, "and only when asked for"
     assert Activation().options(tiny.architecture, batch_size=2) == {"batch_size": 2, "at_prompt": True}
+    assert Contribution().options(tiny.architecture) == {"at_prompt": False}, "nothing more is recorded for the others"
