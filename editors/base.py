@@ -12,7 +12,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from mmedit.hparams import from_mapping, load_hparams
+from mmedit.errors import HparamsError, RequestError
+from mmedit.hparams import AUTO, read_values
+from mmedit.locate import rank
 from mmedit.models.architecture import bare_model
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, Site
@@ -20,8 +22,29 @@ from mmedit.patches.base import Base
 from mmedit.patches.live import Stack, stack_of
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest
+from mmedit.sightings import answer_sightings, source_sightings
 
 E = TypeVar("E", bound="Editor")
+Requests = EditRequest | Sequence[EditRequest]
+
+
+def requests_of(request: Requests) -> list[EditRequest]:
+    """One request or several, as a list.
+
+    Raises:
+        RequestError: if there is none, or two of them swap the same source for different targets.
+    """
+    listed = [request] if isinstance(request, EditRequest) else list(request)
+    if not listed:
+        raise RequestError("an edit needs at least one request", got="an empty list")
+    targets: dict[str, str] = {}
+    for one in listed:
+        if one.source is not None and targets.setdefault(one.source.casefold(), one.target) != one.target:
+            raise RequestError(
+                "two requests swap the same source for different targets", got=f"{one.source!r} → {targets[one.source.casefold()]!r} and {one.target!r}",
+                do="keep one of them",
+            )  # fmt: skip
+    return listed
 
 
 class Editor(ABC):
@@ -41,23 +64,30 @@ class Editor(ABC):
         return f"{type(self).__name__}({self.hparams})"
 
     @classmethod
-    def from_hparams(cls: type[E], source: str | Path | Mapping[str, Any]) -> E:
+    def from_hparams(cls: type[E], source: str | Path | Mapping[str, Any], vlm: VisionLanguageModel | None = None) -> E:
         """Make the editor with hyperparameters from a file.
 
         Args:
-            source: a shipped name such as `iconworld-llava`, the path of a YAML file, or a mapping.
+            source: a shipped name such as `iconworld-llava`, the path of a YAML file, a mapping, or `auto` for all. A value
+                may be `auto` too.
+            vlm: the model that `auto` derives them from.
 
         Raises:
-            HparamsError: if there is no such file, or a key is unknown, of the wrong type or out of range.
+            HparamsError: if there is no such file, or a key is unknown, of the wrong type or out of range; for `auto` without
+                a model.
 
         Example:
             >>> import mmedit
             >>> mmedit.editors.MMNeurons.from_hparams("llava-1.5-7b").hparams.beta
             4.0
         """
-        if isinstance(source, Mapping):
-            return cls(from_mapping(cls.Hparams, dict(source), "the given hyperparameters"))
-        return cls(load_hparams(cls.Hparams, source, cls.name))
+        values = read_values(cls.Hparams, source, cls.name)
+        given = {name: value for name, value in values.items() if value != AUTO}
+        if len(given) == len(values):
+            return cls(cls.Hparams(**given))
+        if vlm is None:
+            raise HparamsError("auto derives hyperparameters from a model", got="no model", do="give vlm=…")
+        return cls(cls.auto(vlm, **given))
 
     def with_hparams(self: E, **changes: Any) -> E:
         """The same editor with some hyperparameters changed.
@@ -75,30 +105,49 @@ class Editor(ABC):
         """
         return self.from_hparams(dataclasses.asdict(self.hparams) | changes)
 
-    @abstractmethod
+    @classmethod
+    def auto(cls, vlm: VisionLanguageModel, **given: Any) -> Any:
+        """Hyperparameters for a model that no file is for; the method's own defaults, unless it can derive better ones.
+
+        Args:
+            vlm: the model.
+            given: those that are not to be derived.
+        """
+        return cls.Hparams(**given)
+
     def locate(self, vlm: VisionLanguageModel, request: EditRequest) -> NeuronRanking:
-        """Rank the neurons that write the request's source, best first.
+        """Rank the neurons that write the request's source over all its pictures, best first, by contribution score.
 
         Raises:
-            RequestError: if the model does not say the source.
+            RequestError: if the source is not in a picture's caption; it shows the caption and its nouns.
         """
+        if request.source is None:
+            return rank(vlm, [answer_sightings(vlm, request.images, request.target, request.prompt)[0]])[0]
+        return rank(vlm, [source_sightings(vlm, request.images, request.source, request.prompt)])[0]
 
     @abstractmethod
-    def execute(self, vlm: VisionLanguageModel, request: EditRequest) -> Patch:
-        """Work out the edit; the model is the same at the end as at the start.
+    def execute(self, vlm: VisionLanguageModel, request: Requests) -> Patch:
+        """Work out an edit, or several at once as one patch; the model is the same at the end as at the start.
+
+        Args:
+            vlm: the model.
+            request: what to edit, one request or a list of them.
+
+        Returns:
+            The patch, not yet live, with the provenance of each request.
 
         Raises:
-            RequestError: if the model does not say the source.
+            RequestError: if the model does not say the source, or the list is empty.
         """
 
-    def apply(self, vlm: VisionLanguageModel, request: EditRequest) -> Patch:
-        """Work out the edit and put it live on the model.
+    def apply(self, vlm: VisionLanguageModel, request: Requests) -> Patch:
+        """Work out an edit, or several at once, and put it live on the model.
 
         Returns:
             The patch, to be taken out again by `patch.revert(vlm)`.
 
         Raises:
-            RequestError: if the model does not say the source.
+            RequestError: if the model does not say the source, or the list is empty.
         """
         patch = self.execute(vlm, request)
         patch.apply(vlm)
@@ -160,24 +209,17 @@ def apply_to_model(
     model = copying.deepcopy(model) if copy else model
     was_training = model.training
     vlm = VisionLanguageModel(model, tok_or_processor, getattr(model, "name_or_path", ""))
-    method = editor(hparams) if dataclasses.is_dataclass(hparams) else editor.from_hparams(hparams)
+    method = editor(hparams) if dataclasses.is_dataclass(hparams) else editor.from_hparams(hparams, vlm)
     listed = [requests] if isinstance(requests, Mapping | EditRequest) else list(requests)
     wanted = [request if isinstance(request, EditRequest) else EditRequest.from_dict(request) for request in listed]
-    patches = [method.execute(vlm, request) for request in wanted]
+    patch = method.execute(vlm, wanted)
     parameters = dict(bare_model(model).named_parameters())
-    names = {vlm.architecture.w_out(site).name for patch in patches for site in patch.deltas}
+    names = {vlm.architecture.w_out(site).name for site in patch.sites}
     originals = (
         {name: parameters[name].detach().clone() for name in sorted(names)}
         if return_orig_weights or keep_original_weight
         else {}
     )
-    _add(vlm, patches)
+    Stack(vlm.architecture).push(patch)  # for good: the caller restores from tensors, the model's own stack must not remember it
     model.train(was_training)
     return model, originals
-
-
-def _add(vlm: VisionLanguageModel, patches: Sequence[Patch]) -> None:
-    """Add patches to the weights for good: the caller restores from tensors, so the model's stack must not remember them."""
-    stack = Stack(vlm.architecture)
-    for patch in patches:
-        stack.push(patch, stack.free_name(patch))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmedit.concepts import swapped
-from mmedit.editors.base import Editor, apply_to_model, make_patch
+from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
 from mmedit.errors import HparamsError, RequestError
 from mmedit.locate import rank, rank_given
 from mmedit.models.images import image_digest
@@ -27,6 +27,7 @@ from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
+from mmedit.rewrites import rewrites_of, steps_of
 from mmedit.scorers import SCORERS, Scorer, as_scorer
 from mmedit.sightings import Sighting, answer_sightings, source_sightings
 
@@ -110,7 +111,29 @@ def closed_form(
         >>> closed_form(o, v0, v1, lr=0.5, epochs=3, beta=1.0)
         tensor([-2.2929,  2.2929])
     """
-    g = o[..., None] * (v0 - v1)
+    return descended(o[..., None] * (v0 - v1), lr, epochs, beta, penalty)
+
+
+def gradient_descent(
+    o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2"
+) -> Tensor:
+    """Algorithm 1 step by step with autograd; the reference for `closed_form`, with the same arguments and result."""
+    return descend(o[..., None] * (v0 - v1), lr, epochs, beta, penalty)
+
+
+def descended(g: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2") -> Tensor:
+    """Where descent on g·Δw + β‖Δw‖ ends, for each row; a neuron of several swaps has the sum of their gradients.
+
+    Args:
+        g: gradient of the loss without its penalty, `[k, d_model]` or `[d_model]`.
+        lr: step size.
+        epochs: number of steps, ε.
+        beta: weight of the penalty.
+        penalty: as for `closed_form`.
+
+    Returns:
+        Δw, as g.
+    """
     size = g.norm(dim=-1, keepdim=True)
     if penalty == "squared_l2":
         return -g * lr * _geometric_sum(2 * lr * beta, epochs)
@@ -127,21 +150,34 @@ def _geometric_sum(x: float, n: int) -> float:
     return -math.expm1(n * math.log1p(-x)) / x if x < 1 else (1 - (1 - x) ** n) / x
 
 
-def gradient_descent(
-    o: Tensor, v0: Tensor, v1: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2"
-) -> Tensor:
-    """Algorithm 1 step by step with autograd; the reference for `closed_form`, with the same arguments and result."""
-    delta = torch.zeros(*o.shape, len(v0), dtype=torch.result_type(o, v0), device=v0.device, requires_grad=True)
+def descend(g: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty = "l2") -> Tensor:
+    """The same as `descended`, step by step with autograd."""
+    delta = torch.zeros_like(g).requires_grad_()
     for _ in range(epochs):
-        swap = (o * (delta @ (v0 - v1))).sum()  # the terms of w itself do not depend on Δw
         norm = delta.norm(dim=-1) if penalty == "l2" else delta.square().sum(-1)
-        (gradient,) = torch.autograd.grad(swap + beta * norm.sum(), delta)
+        (gradient,) = torch.autograd.grad((g * delta).sum() + beta * norm.sum(), delta)
         with torch.no_grad():
             delta -= lr * gradient
     return delta.detach()
 
 
-SOLVERS = {"closed_form": closed_form, "gradient_descent": gradient_descent}
+SOLVERS = {"closed_form": descended, "gradient_descent": descend}
+
+
+@dataclass(frozen=True)
+class TokenSwap:
+    """A token that the model says, its neurons, and the token that it shall say instead."""
+
+    ranking: NeuronRanking
+    target_id: int
+
+    def provenance(self) -> dict[str, Any]:
+        """What a patch file keeps of it."""
+        return {
+            "source_token_id": self.ranking.token_id, "target_token_id": self.target_id,
+            "neurons": [str(neuron) for neuron in self.ranking.neurons], "scores": [record.score for record in self.ranking],
+            "activations": list(self.ranking.activations),
+        }  # fmt: skip
 
 
 class MMNeurons(Editor):
@@ -174,12 +210,16 @@ class MMNeurons(Editor):
         """
         return rank(vlm, [self._sightings(vlm, request)[0]], scorer=self._scorer)[0]
 
-    def execute(self, vlm: VisionLanguageModel, request: EditRequest, neurons: Sequence[Neuron] | None = None) -> Patch:
+    def execute(self, vlm: VisionLanguageModel, request: Requests, neurons: Sequence[Neuron] | None = None) -> Patch:
         """Work out Δw for the best neurons; the model is not touched.
+
+        Where source or target has several tokens, each further token that the model would not say by itself, after those
+        before it, is located and edited at its own position. Swaps that share a neuron share its row: Algorithm 1 then
+        descends on the sum of their losses.
 
         Args:
             vlm: the model.
-            request: the concept swap.
+            request: the concept swap, or several that become one patch.
             neurons: edit these instead of the best.
 
         Returns:
@@ -188,26 +228,57 @@ class MMNeurons(Editor):
         Raises:
             RequestError: if the source is not in a picture's caption, or source and target begin with the same token.
         """
-        hp = self.hparams
+        hp, w_u = self.hparams, vlm.architecture.w_u
+        edits, gradients = [], dict[Neuron, Tensor]()
+        for one in requests_of(request):
+            first, *further = self._token_swaps(vlm, one, neurons)
+            edits.append(first.provenance() | {
+                "source": one.source or first.ranking.source, "target": one.target, "prompt": asdict(as_prompt(one.prompt)),
+                "images": [image_digest(image) for image in one.images], **({"further": [swap.provenance() for swap in further]} if further else {}),
+            })  # fmt: skip
+            for swap in (first, *further):
+                v0, v1 = (w_u[token].double().cpu() for token in (swap.ranking.token_id, swap.target_id))
+                o = torch.tensor(swap.ranking.activations, dtype=torch.float64)
+                _warn_if_weak(swap.ranking, (o.abs() * (v0 - v1).norm()).tolist(), hp)
+                for neuron, g in zip(swap.ranking.neurons, o[:, None] * (v0 - v1), strict=True):
+                    gradients[neuron] = gradients[neuron] + g if neuron in gradients else g
+        delta = SOLVERS[hp.solver](torch.stack([*gradients.values()]), hp.lr, hp.epochs, hp.beta, hp.penalty)  # type: ignore[arg-type]
+        return make_patch(vlm, self, [*gradients], delta.float(), edits)
+
+    def _token_swaps(
+        self, vlm: VisionLanguageModel, request: EditRequest, neurons: Sequence[Neuron] | None
+    ) -> list[TokenSwap]:
+        """The tokens to be swapped, the word's first and those after it that do not follow by themselves, with their neurons."""
         seen, target_id = self._sightings(vlm, request)
+        groups = {(seen[0].occurrence.token_id, self._target_id(vlm, seen[0], request) if target_id is None else target_id): seen}
+        for (rival, wanted), further in self._further(vlm, request, seen).items():
+            groups.setdefault((rival, wanted), further)
         if neurons is None:
-            ranking = rank(vlm, [seen], hp.neurons_per_edit, scorer=self._scorer)[0]
+            rankings = rank(vlm, [*groups.values()], self.hparams.neurons_per_edit, scorer=self._scorer)
         else:
-            ranking = rank_given(vlm, seen, neurons, scorer=self._scorer)
-        if target_id is None:
-            target_id = self._target_id(vlm, seen[0], request)
-        w_u = vlm.architecture.w_u
-        v0, v1 = (w_u[token].double().cpu() for token in (ranking.token_id, target_id))
-        o = torch.tensor(ranking.activations, dtype=torch.float64)
-        delta = SOLVERS[hp.solver](o, v0, v1, hp.lr, hp.epochs, hp.beta, hp.penalty)  # type: ignore[arg-type]
-        _warn_if_weak(ranking, (o.abs() * (v0 - v1).norm()).tolist(), hp)
-        edit = {
-            "source": request.source or seen[0].occurrence.word, "target": request.target, "source_token_id": ranking.token_id, "target_token_id": target_id,
-            "prompt": asdict(as_prompt(request.prompt)), "images": [image_digest(image) for image in request.images],
-            "neurons": [str(neuron) for neuron in ranking.neurons], "scores": [record.score for record in ranking],
-            "activations": list(ranking.activations),
-        }  # fmt: skip
-        return make_patch(vlm, self, ranking.neurons, delta.float(), [edit])
+            rankings = [rank_given(vlm, seen, neurons, scorer=self._scorer) for seen in groups.values()]
+        return [TokenSwap(ranking, target_id) for ranking, (_, target_id) in zip(rankings, groups, strict=True)]
+
+    def _further(
+        self, vlm: VisionLanguageModel, request: EditRequest, seen: Sequence[Sighting]
+    ) -> dict[tuple[int, int], list[Sighting]]:
+        """Where, after the first new token, the model would not go on as wanted: by what it says and what it shall say."""
+        hp, found = self.hparams, dict[tuple[int, int], list[Sighting]]()
+        said = [*{sighting.picture: sighting.generation for sighting in seen}.values()]
+        rewrites = [rewrite.after_first() for rewrite in rewrites_of(vlm, request, generations=said)]
+        options: dict[str, Any] = {"layers": hp.layers, "activation": hp.activation, "batch_size": hp.batch_size}
+        for picture, steps in enumerate(steps_of(vlm, rewrites, at_prompt=self._scorer.at_prompt, **options)):
+            for step in steps:
+                if step.margin < 0:
+                    found.setdefault((step.rival, step.wanted), []).append(step.sighting(vlm, picture, hp.final_norm == "fold"))
+        return found
+
+    @classmethod
+    def auto(cls, vlm: VisionLanguageModel, **given: Any) -> MMNeuronsHparams:
+        """Step size and penalty from the scale of the model's activations and unembedding rows."""
+        from mmedit.editors.auto import algorithm1_hparams
+
+        return algorithm1_hparams(vlm, **given)
 
     @property
     def _scorer(self) -> Scorer:
@@ -226,19 +297,12 @@ class MMNeurons(Editor):
     def _target_id(self, vlm: VisionLanguageModel, sighting: Sighting, request: EditRequest) -> int:
         """The first token of the target where the source stands; says so when a word has several."""
         source = sighting.occurrence
-        target = swapped(sighting.generation.ids, source, request.target, vlm.tokenizer)
+        _, target = swapped(sighting.generation.ids, source, request.target, vlm.tokenizer)
         if target.token_id == source.token_id:
             raise RequestError(
                 "source and target begin with the same token", got=f"{request.source!r} and {request.target!r}, both {vlm.tokenizer.decode([source.token_id])!r}",
-                do="choose another target; Algorithm 1 swaps the first token only",
+                do="choose another target; Algorithm 1 locates the neurons of the first token",
             )  # fmt: skip
-        for role, word in (("source", source), ("target", target)):
-            if word.n_tokens > 1:
-                first = vlm.tokenizer.decode([word.token_id])
-                warnings.warn(
-                    f"the {role} {word.word!r} takes {word.n_tokens} tokens; only the first, {first!r}, is edited",
-                    stacklevel=4,
-                )
         return target.token_id
 
 

@@ -51,8 +51,10 @@ def occurrence_at(ids: tuple[int, ...], start: int, end: int, tokenizer: Any) ->
     return Occurrence(token_spans(ids, tokenizer)[0][start:end], start, first, ids[first], n_tokens)
 
 
-def swapped(ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: Any) -> Occurrence:
-    """The target in the source's place, with the token that it begins with there.
+def swapped(
+    ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: Any
+) -> tuple[tuple[int, ...], Occurrence]:
+    """The target in the source's place, with the tokens that it has there.
 
     Args:
         ids: the generated tokens.
@@ -61,7 +63,7 @@ def swapped(ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: An
         tokenizer: that generated them.
 
     Returns:
-        The target's occurrence in the new text.
+        The tokens of the new text, and the target's occurrence in it.
     """
     text, _ = token_spans(ids, tokenizer)
     end = source.start + len(source.word)
@@ -69,7 +71,7 @@ def swapped(ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: An
     shift = token_spans(new_ids, tokenizer)[0].find(
         target, max(0, source.start - 1)
     )  # a decoder may drop a leading space
-    return occurrence_at(new_ids, shift, shift + len(target), tokenizer)
+    return new_ids, occurrence_at(new_ids, shift, shift + len(target), tokenizer)
 
 
 def require_occurrences(ids: tuple[int, ...], source: str, tokenizer: Any, where: str) -> list[Occurrence]:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 
 from mmedit.errors import OutputError
@@ -71,6 +72,15 @@ def make_folder(path: str | Path) -> Path:
             "cannot make or write this folder", where=folder, got=str(error), do="choose another place"
         ) from error
     return folder
+
+
+def write_all(handle: int, data: mmap | memoryview, place: int) -> None:
+    """Write bytes at a place in an open file; where the disk becomes full, a part is written, and the rest is an error."""
+    done = 0
+    with memoryview(data) as view:
+        while done < len(view):
+            with view[done:] as left:
+                done += os.pwrite(handle, left, place + done)
 
 
 def _temporary(target: Path) -> Path:

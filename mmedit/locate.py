@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmedit.concepts import Occurrence
 from mmedit.errors import ModelError, RequestError
+from mmedit.models.product import product
 from mmedit.models.vlm import Generation, VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, RankedNeuron, Site
 from mmedit.nouns import noun_tokens
@@ -239,10 +240,10 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
     if n_tokens == 0:
         return [() for _ in neurons]
     architecture = vlm.architecture
+    architecture.require_readable({neuron.site for neuron in neurons})
     w_u = architecture.w_u
-    rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons]).float().to(w_u.device)
+    rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons])
     with torch.inference_mode():
-        best = torch.cat(
-            [(chunk @ w_u.float().T).topk(min(n_tokens, len(w_u))).indices for chunk in torch.split(rows, 64)]
-        )
+        chunks = rows.split(64)
+        best = torch.cat([product(chunk, w_u).topk(min(n_tokens, len(w_u))).indices for chunk in chunks])
     return [tuple(vlm.tokenizer.decode([token]) for token in row) for row in best.tolist()]

@@ -13,6 +13,13 @@ from mmedit.errors import RequestError
 class Prompt:
     """What the user says to the model, and the words that the answer is made to begin with.
 
+    Args:
+        text: the instruction.
+        prefix: the beginning of the answer.
+        no_space: whether prefix and answer follow the text before them as they stand, without a space put between; EasyEdit's
+            scores are taken so.
+        system: what the model is told before the conversation, for families whose chat template has a place for it.
+
     Example:
         >>> Prompt("Describe the image in few words.", "An image of").prefix
         'An image of'
@@ -20,6 +27,8 @@ class Prompt:
 
     text: str
     prefix: str = ""
+    no_space: bool = False
+    system: str = ""
 
 
 CAPTION_PROMPT = Prompt("Describe the image in few words.", "An image of")
@@ -76,7 +85,8 @@ class EditRequest:
                 raise RequestError(
                     f"the {name} of a concept swap is a word", got=repr(word), expected="a non-empty string"
                 )
-            object.__setattr__(self, name, word.strip())
+            to_the_letter = self.source is None and as_prompt(self.prompt).no_space
+            object.__setattr__(self, name, word if to_the_letter else word.strip())
         if self.source is not None and self.source.casefold() == self.target.casefold():
             raise RequestError("source and target are the same word", got=repr(self.source), do="choose another target")
 

@@ -53,8 +53,8 @@ class Trace:
         self.sites = sorted(architecture.w_outs) if sites is None else list(sites)
         self._w_outs = {site: architecture.w_out(site) for site in self.sites}
         self._records: dict[nn.Module, dict[int, Any]] = {w_out.module: {} for w_out in self._w_outs.values()}
-        self._norms = architecture.norms_after(self.sites) if norms else []
-        self._entered: dict[nn.Module, dict[int, Tensor]] = {norm: {} for norm in self._norms}
+        self.norms = architecture.norms_after(self.sites) if norms else []
+        self._entered: dict[nn.Module, dict[int, Tensor]] = {norm: {} for norm in self.norms}
         self._n_steps = 0
         self._shape = (0, 0)  # pictures and positions of the current call; some W_outs see them flattened
         self._words: Tensor | None = None  # each picture's positions that are words, where some W_outs see only these
@@ -67,7 +67,7 @@ class Trace:
             )
             for w_out in {w_out.module: w_out for w_out in self._w_outs.values()}.values():  # experts share a module
                 self._handles.append(w_out.capture(self._last, partial(self._keep, w_out.module), self.activation))
-            for norm in self._norms:
+            for norm in self.norms:
                 self._handles.append(norm.register_forward_pre_hook(self._see_norm))
         except BaseException:
             self.remove()

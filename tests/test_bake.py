@@ -408,7 +408,7 @@ def test_a_shipped_checkpoint_may_be_links_as_in_a_strict_editable_install(
     patch, shipped = sparse_patch(vlm, units=UNITS[:3]), files(CHECKPOINTS / "iconworld-llava")
     mmedit.bake("iconworld-llava", [patch], tmp_path / "reference")
     monkeypatch.setattr("mmedit.models.vlm.CHECKPOINTS", tmp_path / "package")
-    monkeypatch.setattr("mmedit.patches.checkpoint_files.CHECKPOINTS", tmp_path / "package")
+    monkeypatch.setattr("mmedit.models.checkpoint_files.CHECKPOINTS", tmp_path / "package")
     mmedit.bake("iconworld-llava", [patch], tmp_path / "baked")
     assert files(tmp_path / "baked") == files(tmp_path / "reference") != shipped == files(ours)
     assert not any(path.is_symlink() for path in (tmp_path / "baked").iterdir())

@@ -53,7 +53,7 @@ def test_folders_that_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
         ("config", "no config.json"),
         ("JSON", "cannot load"),
         ("text model", "not a vision-language model"),
-        ("original", "original LLaVA format"),
+        ("original", "no projector"),
         ("processor", "cannot load"),
     ):
         copy = Path(shutil.copytree(folder, tmp_path / name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from mmedit.analysis.cross_image import cross_image_invariance
 from mmedit.analysis.figures import draw_cross_image, draw_curves, draw_heatmap, draw_layers, draw_shares, save
@@ -279,15 +278,14 @@ def noise(study: Study) -> Section:
 def swaps(study: Study) -> Section:
     """Tables 6, 7 and 12."""
     from mmedit.editors import EDITORS
-    from mmedit.hparams import shipped
+    from mmedit.hparams import hparams_for
 
     text = "Each of the commonest concepts swapped for others, from one picture, and what other pictures are called then (Tables 6, 7 and 12)."
     section = Section("swap", "Swaps", text)
     if not study.processes.main:
         return section
-    name = Path(study.vlm.name).name
-    chosen = study.hparams or (name if name in shipped(study.editor) else None)
-    editor = EDITORS[study.editor]() if chosen is None else EDITORS[study.editor].from_hparams(chosen)
+    chosen = study.hparams or hparams_for(study.vlm.name, study.editor)
+    editor = EDITORS[study.editor].from_hparams(chosen, study.vlm)
     plans = plan_swaps(study.survey, study.pictures.objects)
     with study.journal("swap", editor=repr(editor)) as journal:
         found = study.bar(

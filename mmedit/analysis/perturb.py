@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from mmedit.analysis.survey import concepts_of
 from mmedit.data.pictured import Pictured
+from mmedit.editors.noise import N_NEURONS, SIGMA, noise
 from mmedit.evaluation.bench import hash_of
 from mmedit.evaluation.intervals import Estimate, estimate
 from mmedit.evaluation.journal import Journal
 from mmedit.evaluation.metrics import says
 from mmedit.locate import rank
 from mmedit.models.vlm import VisionLanguageModel
-from mmedit.neuron import Neuron, Site
-from mmedit.patches.base import Base
-from mmedit.patches.live import Stack
-from mmedit.patches.patch import Patch
 from mmedit.processes import ALONE, Processes
 from mmedit.requests import Prompt
 from mmedit.scorers import as_scorer
 from mmedit.sightings import sightings
-
-SIGMA = 0.5  # of the paper
-N_NEURONS = 5
 
 
 @dataclass(frozen=True)
@@ -49,24 +41,6 @@ class Perturbed:
     neurons: list[str]
     located: str
     random: str
-
-
-def noise(vlm: VisionLanguageModel, neurons: Sequence[Neuron], sigma: float, seed: int) -> Patch:
-    """A patch that adds Gaussian noise of mean 0 to the rows of some neurons.
-
-    Args:
-        vlm: the model; not touched.
-        neurons: which, each once.
-        sigma: the standard deviation, in units of the weights.
-        seed: of the noise.
-    """
-    generator, units = torch.Generator().manual_seed(seed), dict[Site, list[int]]()
-    for neuron in sorted(neurons):
-        units.setdefault(neuron.site, []).append(neuron.unit)
-    d_model = vlm.architecture.d_model
-    deltas = {s: (torch.tensor(u), torch.randn(len(u), d_model, generator=generator) * sigma) for s, u in units.items()}
-    base_rows = {site: Stack.of(vlm).base_rows(site, at) for site, (at, _) in deltas.items()}
-    return Patch(deltas, base_rows, Base.of(vlm), "Noise", {"sigma": sigma, "seed": seed})
 
 
 def perturb(

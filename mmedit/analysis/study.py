@@ -6,7 +6,7 @@ share the pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,7 @@ class Study:
         prompt: as for `vlm.caption`.
         seed: of everything that is drawn.
         editor: for `swap`, a name of `mmedit.editors.EDITORS`.
-        hparams: of the editor: a shipped name, a file, or None for the model's own or the defaults.
+        hparams: of the editor: a shipped name, a file, a mapping, `auto`, or None for those shipped for the model, or else `auto`.
         encoder: for BERTScore and MoverScore, a folder or Hub id of an encoder.
         bleurt: a folder or Hub id of a BLEURT checkpoint.
         processes: of which this one does its share.
@@ -89,7 +89,7 @@ class Study:
     prompt: str | Prompt | None = None
     seed: int = 0
     editor: str = "MMNeurons"
-    hparams: str | None = None
+    hparams: str | Mapping[str, Any] | None = None
     encoder: str | None = None
     bleurt: str | None = None
     processes: Processes = ALONE
@@ -107,7 +107,7 @@ class Study:
         digests = [image_digest(picture.image) for picture in self.pictures.pictures]
         return {
             "model": fingerprint(self.vlm), "pictures": digests, "methods": list(self.methods), "k": self.k,
-            "prompt": [prompt.text, prompt.prefix], "seed": self.seed,
+            "prompt": [prompt.text, prompt.prefix, *filter(None, [prompt.system])], "seed": self.seed,
         }  # fmt: skip
 
     @cached_property

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mmedit.cli import analyse, bake, bench, caption, demo, edit, eval, locate, options, patch, testbed
+from mmedit.cli import analyse, bake, bench, caption, convert, demo, edit, eval, locate, options, patch, testbed
 from mmedit.errors import MmeditError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("eval")(eval.evaluate)
 app.command("bench")(bench.bench)
 app.command("analyse")(analyse.analyse)
 app.command("bake")(bake.bake)
+app.command("convert")(convert.convert)
 app.add_typer(testbed.app, name="testbed", help="The checkpoints of IconWorld.")
 app.add_typer(patch.app, name="patch", help="All that one does with patch files.")
 

@@ -23,13 +23,15 @@ def analyse(
     encoder: Annotated[str | None, typer.Option(help="For BERTScore and MoverScore: folder or Hub id of an encoder.")] = None,
     bleurt: Annotated[str | None, typer.Option(help="Folder or Hub id of a BLEURT checkpoint.")] = None,
     editor: Annotated[str, typer.Option(help="Editing method, for swap.")] = "MMNeurons",
-    hparams: Annotated[str | None, typer.Option(help="Its hyperparameters: shipped name or YAML file.")] = None,
+    hparams: o.Hparams = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     model: o.Model = o.DEFAULT_MODEL, prompt: o.PromptText = None, prefix: o.Prefix = "",
     device: o.Device = None, dtype: o.Dtype = "auto", revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Repeat an analysis of the paper, or all of them, and write tables, figures and a page."""
     o.need("matplotlib", "the figures of the study", "analysis")
+    from dataclasses import asdict
+
     from mmedit.analysis.analyses import ANALYSES
     from mmedit.analysis.picture_sets import picture_set
     from mmedit.analysis.study import Study
@@ -42,16 +44,18 @@ def analyse(
     unknown = [scorer for scorer in method or () if scorer not in SCORERS]
     if unknown:
         raise RequestError("no such scorer", got=repr(unknown[0]), expected=", ".join(SCORERS))
-    asked = o.make_prompt(prompt, prefix)
+    asked, values = o.make_prompt(prompt, prefix), o.choose_hparams(editor, hparams, model)
     processes = Processes.launched()
     if sbu:
         fetched = _fetch(pictures, output, n, seed) if processes.main else []
         pictures = processes.gather(fetched)  # the others wait for the pictures
     chosen = picture_set(pictures, None if sbu else n, seed)
     vlm = o.load_model(model, device or processes.device, dtype, revision)
+    if processes.main and name in ("swap", "all"):
+        values = asdict(o.make_editor(editor, values, vlm).hparams)
     options = {} if method is None else {"methods": tuple(method)}
     study = Study(
-        vlm, chosen, output, k=k, prompt=asked, seed=seed, editor=editor, hparams=hparams, encoder=encoder, bleurt=bleurt,
+        vlm, chosen, output, k=k, prompt=asked, seed=seed, editor=editor, hparams=values, encoder=encoder, bleurt=bleurt,
         processes=processes, progress=True, **options,
     )  # fmt: skip
     sections = study.run(None if name == "all" else [name])

@@ -30,7 +30,7 @@ def bench(
     images: Annotated[Path | None, typer.Option(help="Folder that the file's pictures are in; that of the file when left out.")] = None,
     rephrase_images: Annotated[Path | None, typer.Option(help="The same for rephrased pictures; as --images when left out.")] = None,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out records with a picture that is not there.")] = False,
-    hparams: Annotated[str | None, typer.Option(help="Shipped name or YAML file; by default those of the model, or else the method's own.")] = None,
+    hparams: o.Hparams = None,
     limit: Annotated[int | None, typer.Option(help="Only the first edits.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of what editors draw at random.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Probes per batch.", min=1)] = 32,
@@ -54,13 +54,14 @@ def bench(
         export_mmedit(cases, export, answers)
         o.say(f"{len(cases)} edits written to {export}")
         return
-    editors = [_editor(text, hparams, model) for text in editor]
+    chosen = [(text, _hparams(text, hparams, model)) for text in editor]
     processes = Processes.launched()
     if sequential and processes.count > 1:
         raise RequestError(
             "edits that pile up cannot be split", got=f"{processes.count} processes", do="run one process"
         )
     vlm = o.load_model(model, device or processes.device, dtype, revision)
+    editors = [(text, o.make_editor(text.partition(":")[0], values, vlm)) for text, values in chosen]
     baselines = Baselines(vlm, cache)
     settings = {
         "benchmark": benchmark,
@@ -100,30 +101,20 @@ def _said_by(vlm: VisionLanguageModel) -> Callable[[Probe], str]:
     return lambda probe: vlm.caption(probe.image, probe.prompt)[0]
 
 
-def _editor(text: str, hparams: str | None, model: str) -> tuple[str, Editor]:
-    """An editor from `NAME` or `NAME:key=value,key=value`."""
+def _hparams(text: str, hparams: str | None, model: str) -> dict[str, Any]:
+    """The hyperparameters of an editor from `NAME` or `NAME:key=value,key=value`."""
     import re
-    from dataclasses import asdict
 
     from omegaconf import OmegaConf
 
-    from mmedit.editors import EDITORS
-    from mmedit.errors import HparamsError, RequestError
-    from mmedit.hparams import shipped
+    from mmedit.errors import HparamsError
 
     name, _, given = text.partition(":")
-    if name not in EDITORS:
-        raise RequestError("no such editor", got=repr(name), expected=f"one of {', '.join(EDITORS)}")
-    label = Path(model).name
-    chosen = hparams if hparams is not None else label if label in shipped(name) else None
-    base = EDITORS[name]() if chosen is None else EDITORS[name].from_hparams(chosen)
-    if not given:
-        return text, base
-    pairs = re.split(r",(?![^\[]*\])", given)  # not between the brackets of a list
+    pairs = re.split(r",(?![^\[]*\])", given) if given else []  # not between the brackets of a list
     if any(not re.fullmatch(r"\s*\w+\s*=.*", pair) for pair in pairs):
         raise HparamsError("settings of an editor are key=value", where=text, got=given, expected="MMNeurons:scorer=random,lr=0.001")  # fmt: skip
-    values = OmegaConf.to_container(OmegaConf.from_dotlist(pairs), resolve=False)
-    return text, EDITORS[name].from_hparams({**asdict(base.hparams), **dict(values)})
+    values: Any = OmegaConf.to_container(OmegaConf.from_dotlist(pairs), resolve=False)
+    return o.choose_hparams(name, hparams, model, **values)
 
 
 def _each(

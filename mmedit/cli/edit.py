@@ -16,7 +16,7 @@ def edit(
     target: Annotated[str, typer.Option(help="Word that it shall say instead.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Patch file to write.", show_default=False)],
     editor: Annotated[str, typer.Option(help="Editing method.")] = "MMNeurons",
-    hparams: Annotated[str | None, typer.Option(help="Shipped name or YAML file; by default those of the model, or else the method's own.")] = None,
+    hparams: o.Hparams = None,
     scorer: Annotated[str | None, typer.Option(help="What to choose neurons by, in place of what the hyperparameters say: contribution, activation, attribution or random.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random neurons, in place of what the hyperparameters say.")] = None,
     model: o.Model = o.DEFAULT_MODEL, prompt: o.PromptText = None, prefix: o.Prefix = "",
@@ -24,22 +24,15 @@ def edit(
 ) -> None:  # fmt: skip
     """Swap one concept for another and save the edit as a patch."""
     from mmedit import EditRequest
-    from mmedit.editors import EDITORS
-    from mmedit.errors import RequestError
     from mmedit.evaluation.metrics import is_swapped
     from mmedit.files import check_writable
-    from mmedit.hparams import shipped
 
-    if editor not in EDITORS:
-        raise RequestError("no such editor", got=repr(editor), expected=f"one of {', '.join(EDITORS)}")
     check_writable(output)
-    name = Path(model).name
-    chosen = hparams if hparams is not None else name if name in shipped(editor) else None
-    method = EDITORS[editor]() if chosen is None else EDITORS[editor].from_hparams(chosen)
-    chosen_here = {"scorer": scorer, "seed": seed}
-    method = method.with_hparams(**{name: value for name, value in chosen_here.items() if value is not None})
+    given = {name: value for name, value in (("scorer", scorer), ("seed", seed)) if value is not None}
+    values = o.choose_hparams(editor, hparams, model, **given)
     request = EditRequest(o.check_images(images), source, target, o.make_prompt(prompt, prefix))
     vlm = o.load_model(model, device, dtype, revision)
+    method = o.make_editor(editor, values, vlm)
     patch = method.execute(vlm, request)
     before = vlm.caption(images, request.prompt)
     with patch.applied(vlm):

@@ -63,7 +63,9 @@ def case_of(record: Record) -> EditCase:
 
 def _prompt(record: Record) -> Prompt:
     prompt = record.child("prompt")
-    return Prompt(prompt.text("text"), prompt.text("prefix"))
+    no_space = "no_space" in prompt and prompt.value("no_space") is True  # files of before have none
+    system = prompt.text("system") if "system" in prompt else ""  # nor this
+    return Prompt(prompt.text("text"), prompt.text("prefix"), no_space, system)
 
 
 def _probe(record: Record) -> Probe:

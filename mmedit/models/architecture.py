@@ -17,6 +17,7 @@ from mmedit.errors import ModelError, RequestError
 from mmedit.models.editable import obstacle
 from mmedit.models.readout import Head, Route
 from mmedit.models.search import find_final_norm, find_layers, find_unembedding, find_w_outs
+from mmedit.models.vocabulary import n_words
 from mmedit.models.w_out import WOut as WOut
 from mmedit.neuron import Neuron, Site
 
@@ -79,6 +80,7 @@ class Architecture:
         at = model.get_submodule
         self.layers = at(self.family.layers) if self.family.layers else find_layers(model)
         self.unembedding = at(self.family.unembedding) if self.family.unembedding else find_unembedding(model)
+        self.n_vocab = n_words(model, len(self.unembedding.weight))  # type: ignore[arg-type]
         self.final_norm = find_final_norm(model, self.layers)
         self.seen_as: WeakSet[nn.Module] = WeakSet([model])  # the model, and wrappers of torch.compile around it
         self.w_outs = {w_out.site: w_out for w_out in find_w_outs(model, self.layers)}
@@ -103,9 +105,9 @@ class Architecture:
 
     @property
     def w_u(self) -> Tensor:
-        """The unembedding as `[n_vocab, d_model]`; row t is the direction that writes token t."""
+        """The unembedding as `[n_vocab, d_model]`; row t is the direction that writes token t, if any may."""
         weight: Tensor = self.unembedding.weight  # type: ignore[assignment]
-        return weight.detach()
+        return weight.detach()[: self.n_vocab]
 
     def w_out(self, site: Site) -> WOut:
         """The W_out of a site.
@@ -172,6 +174,17 @@ class Architecture:
         routes = (self.routes.get(site) for site in sites)
         found = [self.final_norm, *(route.norm for route in routes if route)]
         return list(dict.fromkeys(norm for norm in found if norm is not None))
+
+    def require_readable(self, sites: Iterable[Site]) -> None:
+        """Raise ModelError unless W_U and the W_outs of some sites are where they can be read, and not offloaded."""
+        weights = {"W_U": self.w_u} | {f"the W_out of {site}": self.w_out(site).weight for site in sites}
+        gone = [name for name, weight in weights.items() if weight.is_meta]
+        if gone:
+            instead = "" if "W_U" in gone else ", or choose other layers with layers="
+            raise ModelError(
+                f"{gone[0]} is offloaded and cannot be read", got=f"{len(gone)} matrices on the disk or in another memory",
+                do=f"load with another device_map{instead}",
+            )  # fmt: skip
 
     def require_editable(self, site: Site) -> WOut:
         """The W_out of a site, if its rows can be changed in place.

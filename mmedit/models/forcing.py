@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from mmedit.models.prompts import answer_gap
 from mmedit.models.vlm import VisionLanguageModel
-from mmedit.requests import Prompt
+from mmedit.requests import Prompt, as_prompt
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ def answer_ids(
         >>> vlm.tokenizer.convert_ids_to_tokens(answer_ids(vlm, None, "a cat"))
         ['Ġa', 'Ġcat']
     """
-    text = vlm.render(prompt, with_image)
-    joined = text + ("" if not text or text[-1].isspace() else " ") + answer
+    asked, text = as_prompt(prompt), vlm.render(prompt, with_image)
+    spaced = "" if text[-1:].isspace() else " "
+    gap = "" if asked.no_space else spaced if asked.prefix else answer_gap(vlm.processor, text)
+    joined = text + gap + answer
     alone, whole = (vlm.tokenizer(t, add_special_tokens=False).input_ids for t in (text, joined))
     shared = next((i for i, pair in enumerate(zip(alone, whole, strict=False)) if pair[0] != pair[1]), len(alone))
     return list(whole[shared:])
@@ -74,6 +78,29 @@ def forced(vlm: VisionLanguageModel, images: Any, prompt: Any, answers: Sequence
         ImageError: if a picture cannot be read.
         RequestError: if there are not as many pictures as prompts.
     """
+    inputs, spans = forced_inputs(vlm, images, prompt, answers)
+    with torch.inference_mode():
+        logits = vlm.reader(inputs)(**inputs).logits
+    return [
+        Forced(row[first:last], torch.tensor(answer, dtype=torch.long, device=row.device))
+        for row, (first, last), answer in zip(logits, spans, answers, strict=True)
+    ]
+
+
+def forced_inputs(
+    vlm: VisionLanguageModel, images: Any, prompt: Any, answers: Sequence[Sequence[int]]
+) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """What a decoder is given for prompts and their answers in one pass.
+
+    Args:
+        vlm: the model.
+        images: as for `forced`.
+        prompt: as for `vlm.inputs`.
+        answers: as for `forced`.
+
+    Returns:
+        The inputs, and for each answer from which position to which its prompt and the answer go.
+    """
     batch = vlm.inputs(images, prompt)
     longest = max(map(len, answers))
     ids = torch.full((len(answers), longest), vlm.tokenizer.pad_token_id, device=batch["input_ids"].device)
@@ -88,12 +115,52 @@ def forced(vlm: VisionLanguageModel, images: Any, prompt: Any, answers: Sequence
         inputs, length = with_answers(batch, ids, given, vlm.architecture.model_type), batch["input_ids"].shape[1]
         prompts = batch["attention_mask"].sum(1).tolist()
         spans = [(length - n, length + len(answer)) for n, answer in zip(prompts, answers, strict=True)]
+    return inputs, spans
+
+
+def dictated(vlm: VisionLanguageModel, images: Any, prompt: Any, answers: Sequence[Sequence[int]]) -> list[Forced]:
+    """The same as `forced`, but token by token, as the model generates: a `Trace` around it records each step.
+
+    Args:
+        vlm: the model.
+        images: as for `forced`.
+        prompt: as for `vlm.inputs`.
+        answers: as for `forced`.
+
+    Returns:
+        The logits that predict each answer's tokens and what follows its last, `[n + 1, n_vocab]`, after one call of generate.
+
+    Raises:
+        ImageError: if a picture cannot be read.
+        RequestError: if there are not as many pictures as prompts.
+    """
+    inputs, steps = vlm.inputs(images, prompt), 1 + max(map(len, answers))
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=vlm.tokenizer.pad_token_id,
+        eos_token_id=None, return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    dictate = LogitsProcessorList([_Dictate(answers, vlm.tokenizer.pad_token_id)])
     with torch.inference_mode():
-        logits = vlm.reader(inputs)(**inputs).logits
+        made = vlm.reader(inputs).generate(**inputs, generation_config=config, logits_processor=dictate)
+    logits = torch.stack(made.logits, 1)
     return [
-        Forced(row[first:last], torch.tensor(answer, dtype=torch.long, device=row.device))
-        for row, (first, last), answer in zip(logits, spans, answers, strict=True)
+        Forced(row[: len(ids) + 1], torch.tensor(ids, dtype=torch.long, device=row.device))
+        for row, ids in zip(logits, answers, strict=True)
     ]
+
+
+class _Dictate(LogitsProcessor):
+    """Leaves generate no choice but the next token of each answer, and padding after its end."""
+
+    def __init__(self, answers: Sequence[Sequence[int]], pad: int) -> None:
+        self.answers, self.pad, self.step = answers, pad, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        only = torch.full_like(scores, -torch.inf)
+        for row, ids in zip(only, self.answers, strict=True):
+            row[ids[self.step] if self.step < len(ids) else self.pad] = 0
+        self.step += 1
+        return only
 
 
 def with_answers(inputs: Any, ids: Tensor, given: Tensor, model_type: str) -> dict[str, Any]:

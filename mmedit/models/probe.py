@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmedit.models.architecture import Architecture
+from mmedit.models.devices import input_device
 from mmedit.models.readout import Head, Route
 from mmedit.models.replay import Replay, hidden_of, rounding
 from mmedit.models.w_out import WOut
@@ -69,7 +70,7 @@ class _Run:
         self.normed: tuple[Tensor, Tensor] | None = None
         self.logits: Tensor | None = None
         ids = [token for token in range(5, 10) if token != architecture.image_token_id][:4]
-        text = {"input_ids": torch.tensor([ids], device=next(model.parameters()).device)}
+        text = {"input_ids": torch.tensor([ids], device=input_device(model))}
         heads = (module for module in model.modules() if _unembedding(module) is architecture.unembedding)
         decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
         hooked = [layer.register_forward_hook(self._keep, with_kwargs=True) for layer in architecture.layers.children()]
@@ -122,9 +123,9 @@ def _route(replay: Replay, w_out: WOut, onward: float) -> Route | None:
 
 def _head(model: Any, architecture: Architecture, run: _Run) -> Head | None:
     """How the logits come from W_U's products, if by a scale or a softcap."""
-    if run.normed is None or run.logits is None:
-        return None
     unembedding: Any = architecture.unembedding
+    if run.normed is None or run.logits is None or unembedding.weight.is_meta:  # the last is offloaded
+        return None
     logits = run.logits[0].float()
     normed = run.normed[1][0, -len(logits) :].to(unembedding.weight)
     u = nn.functional.linear(normed, unembedding.weight, getattr(unembedding, "bias", None)).float()

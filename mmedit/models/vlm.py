@@ -15,14 +15,19 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from mmedit.errors import MmeditError, ModelError, RequestError
 from mmedit.models.architecture import Architecture, architecture_of
+from mmedit.models.checkpoint_files import CHECKPOINTS as CHECKPOINTS
+from mmedit.models.devices import input_device
 from mmedit.models.images import load_image
+from mmedit.models.llava_v1 import original_config
+from mmedit.models.llava_v1 import read as read_original
+from mmedit.models.newline import end_instructions, without_newlines
 from mmedit.models.probe import NOT_RUN, probe
 from mmedit.models.prompts import render_prompt
 from mmedit.models.qformer import straighten
+from mmedit.models.vocabulary import leave_out
 from mmedit.requests import Prompt, as_list, as_prompt
 
 Prompts = str | Prompt | None | list[str | Prompt | None]
-CHECKPOINTS = Path(__file__).parent.parent / "testbed" / "checkpoints"  # shipped with the package
 MAX_NEW_TOKENS = 40
 
 
@@ -53,6 +58,7 @@ class VisionLanguageModel:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.architecture: Architecture = architecture_of(model)
+        leave_out(self.architecture.unembedding, self.architecture.n_vocab)
         if not self.architecture.routes:
             probe(model, self.architecture)
         if not self.architecture.routes or self.architecture.head is None:  # it may need a picture to run
@@ -77,7 +83,8 @@ class VisionLanguageModel:
 
         Raises:
             ImageError: if a picture cannot be read.
-            RequestError: if there is no picture in the list, or not one prompt for each.
+            RequestError: if there is no picture in the list, or not one prompt for each, or the family has no place for a
+                prompt's system text or takes no prompt without a picture.
         """
         pictures = None if images is None else [load_image(image) for image in as_list(images)]
         if pictures is not None and not pictures:
@@ -87,6 +94,9 @@ class VisionLanguageModel:
             got = f"{len(prompts)} prompts, {len(pictures or ())} pictures"
             raise RequestError("one prompt, or one for each picture", got=got)
         texts = [self.render(prompt, pictures is not None) for prompt in prompts]
+        ends_lines = self.architecture.model_type == "paligemma"
+        if ends_lines:
+            texts = without_newlines(texts, pictures is not None)
         bos = self.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
         batch = self.processor(
@@ -94,7 +104,9 @@ class VisionLanguageModel:
         )
         if "qformer_input_ids" in batch:
             straighten(batch, pictures is not None)
-        return batch.to(self.model.device, self.model.dtype)
+        if ends_lines:
+            end_instructions(batch, [bool(as_prompt(prompt).prefix) for prompt in prompts], self.tokenizer.pad_token_id)
+        return batch.to(input_device(self.model), self.model.dtype)
 
     def reader(self, inputs: Any) -> Any:
         """What answers a batch that `inputs` made: the model, or for text alone the part of it that needs no picture."""
@@ -198,6 +210,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    vision_tower: str | Path | None = None,
 ) -> VisionLanguageModel:
     """Load a vision-language model.
 
@@ -207,6 +220,8 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let code from the checkpoint run; never needed for the models in transformers.
+        vision_tower: for a checkpoint in the original LLaVA format, a folder or Hub id of its CLIP; as its config.json names
+            it when None.
 
     Returns:
         The model with its processor.
@@ -220,19 +235,17 @@ def load(
         6
     """
     source = _resolve(str(name))
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise ModelError(
-                "not a vision-language model",
-                where=name,
-                got=f"model_type {config.model_type!r}",
-                expected="an image-text-to-text model of transformers",
-            )
-        processor = AutoProcessor.from_pretrained(source, **options)
-        placement = {} if device is None else {"device_map": device}
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **placement, **options)
+        original = original_config(source, revision)  # which transformers would take for an empty one of its own
+        if original is not None:
+            model, processor = read_original(
+                source, original, name=str(name), revision=revision, vision_tower=vision_tower, device=device, dtype=dtype
+            )  # fmt: skip
+        elif vision_tower is not None:
+            raise ModelError("only a LLaVA in its original format is told its vision_tower", where=name, do="leave it out")  # fmt: skip
+        else:
+            placement = {} if device is None else {"device_map": device}
+            model, processor = _from_pretrained(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **placement)  # fmt: skip
     except ImportError as error:
         raise ModelError(
             "this model needs a package that is not installed",
@@ -249,6 +262,21 @@ def load(
             do="check the name, the folder's files, and the network for a Hub id",
         ) from error
     return VisionLanguageModel(model, processor, str(name), revision)
+
+
+def _from_pretrained(source: str, **options: Any) -> tuple[Any, Any]:
+    """A model and its processor as transformers loads them."""
+    shared = {name: options[name] for name in ("revision", "trust_remote_code")}
+    config = AutoConfig.from_pretrained(source, **shared)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ModelError(
+            "not a vision-language model",
+            where=source,
+            got=f"model_type {config.model_type!r}",
+            expected="an image-text-to-text model of transformers",
+        )
+    processor = AutoProcessor.from_pretrained(source, **shared)
+    return AutoModelForImageTextToText.from_pretrained(source, **options), processor
 
 
 def shipped_models() -> list[str]:
@@ -268,13 +296,6 @@ def _resolve(name: str) -> str:
                 where=path,
                 got="no config.json",
                 expected="config.json, weights and processor files",
-            )
-        text = (path / "config.json").read_text(errors="replace")
-        if "mm_vision_tower" in text or "LlavaLlamaForCausalLM" in text:
-            raise ModelError(
-                "a checkpoint in the original LLaVA format",
-                where=path,
-                do="convert it to the Hugging Face format first",
             )
         return str(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():

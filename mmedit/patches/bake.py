@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmedit.errors import ModelError, OutputError, PatchError, RequestError
+from mmedit.models.checkpoint_files import stored_tensors
 from mmedit.neuron import Site
 from mmedit.patches.bin_files import rewrite_bin, rewrite_index, safetensors_name
 from mmedit.patches.checkpoint import Checkpoint, StoredWOut, open_checkpoint, spans
-from mmedit.patches.checkpoint_files import stored_tensors
 from mmedit.patches.new_folder import check_free, new_folder
 from mmedit.patches.patch import Patch
 from mmedit.patches.placing import Link, place

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mmedit.patches.checkpoint_files import DTYPES, Stored, load_bin, stored_tensors
+from mmedit.models.checkpoint_files import DTYPES, Stored, load_bin, stored_tensors
 
 GROUP = 2**26  # bytes of a `.bin` that are mapped at a time, or one tensor
 

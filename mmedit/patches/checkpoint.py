@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmedit.errors import ModelError
 from mmedit.models.architecture import Architecture
+from mmedit.models.checkpoint_files import Stored, inside, other_files, stored_tensors, weight_files
+from mmedit.models.llava_v1 import name_in_memory, original_config, skeleton_config
 from mmedit.models.vlm import _resolve
 from mmedit.neuron import Site
 from mmedit.patches.base import Base
-from mmedit.patches.checkpoint_files import Stored, inside, other_files, stored_tensors, weight_files
 from mmedit.patches.rows import BLOCK
 
 STRETCH = 2**21  # bytes of a W_out that are rewritten at a time; few, so that the same memory serves for all
@@ -99,6 +100,8 @@ class Checkpoint:
     @cached_property
     def names(self) -> dict[str, tuple[str, bool]]:
         """For each name on disk the name in memory, and whether the tensor is loaded as it is."""
+        if original_config(str(self.folder)) is not None:
+            return {disk: (name_in_memory(disk), True) for disk in self.tensors}
         return names_in_memory(self.model, self.tensors)
 
     def w_out(self, site: Site) -> StoredWOut:
@@ -152,7 +155,11 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
     folder = _folder(str(name), revision)
     shards, index = weight_files(folder)
     others, left_out = other_files(folder, [*shards, *([index] if index else [])])
-    model = _skeleton(folder)
+    original = original_config(str(folder))
+    if original:  # its tower may lie in the folder
+        tower = [path for path in left_out if folder / str(original.get("mm_vision_tower")) in path.parents]
+        others, left_out = [*others, *tower], [path for path in left_out if path not in tower]
+    model = _skeleton(folder, original)
     tensors: dict[str, Stored] = {}
     for shard in shards:
         for stored in stored_tensors(shard).values():
@@ -187,11 +194,11 @@ def _folder(name: str, revision: str | None) -> Path:
         ) from error  # fmt: skip
 
 
-def _skeleton(folder: Path) -> Any:
+def _skeleton(folder: Path, original: dict[str, Any] | None) -> Any:
     """The model without weights."""
     inside(folder / "config.json", folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: Any = skeleton_config(original, folder) if original else AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fmt: skip
         if type(config) not in AutoModelForImageTextToText._model_mapping:
             raise ModelError("not a vision-language model", where=folder, got=f"model_type {config.model_type!r}", expected="an image-text-to-text model of transformers")  # fmt: skip
         if getattr(config, "transformers_weights", None):

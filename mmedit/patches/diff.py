@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mmedit.errors import BaseMismatchError, PatchError
+from mmedit.models.checkpoint_files import Stored
 from mmedit.neuron import Site
 from mmedit.patches.base import Delta
 from mmedit.patches.checkpoint import Checkpoint, StoredWOut, open_checkpoint
-from mmedit.patches.checkpoint_files import Stored
 from mmedit.patches.format import MAX_FILE
 from mmedit.patches.patch import Patch
 from mmedit.patches.rows import BLOCK

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmedit.errors import OutputError
+from mmedit.files import write_all
 
 Link = Literal["copy", "reflink", "hard"]
 FICLONE = 0x40049409  # Linux: share another file's blocks
@@ -124,12 +125,3 @@ def _wrote_direct(handle: int, data: mmap | memoryview, place: int) -> bool:
             raise
         return False
     return True
-
-
-def write_all(handle: int, data: mmap | memoryview, place: int) -> None:
-    """Write bytes at a place in an open file; where the disk becomes full, a part is written, and the rest is an error."""
-    done = 0
-    with memoryview(data) as view:
-        while done < len(view):
-            with view[done:] as left:
-                done += os.pwrite(handle, left, place + done)

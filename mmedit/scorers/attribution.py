@@ -11,8 +11,7 @@ A neuron of the last layer has no influence on other positions than its own, so 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -24,6 +23,7 @@ from mmedit.errors import ModelError, RequestError
 from mmedit.models.architecture import Architecture, WOut, bare_model
 from mmedit.models.experts import Routed
 from mmedit.models.forcing import with_answers
+from mmedit.models.gradients import without_gradients_of_weights
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Site
 from mmedit.scorers.base import Scorer
@@ -67,7 +67,7 @@ def attributions(vlm: VisionLanguageModel, words: Sequence[Sighting]) -> list[di
     """
     model: Any = bare_model(vlm.model)
     last = max(word.occurrence.index for word in words)
-    with _without_gradients_of_weights(model):
+    with without_gradients_of_weights(model):
         prompt = vlm.inputs(words[0].image, words[0].prompt)
         if model.config.is_encoder_decoder or "cross_attention_mask" in prompt:
             raise ModelError(
@@ -182,17 +182,3 @@ def _expert(record: Any, w_out: WOut) -> Tensor:
         chosen: Tensor = record.experts == w_out.expert  # type: ignore[assignment]
         o = (o * chosen[..., None]).sum(1)
     return o
-
-
-@contextmanager
-def _without_gradients_of_weights(model: nn.Module) -> Iterator[None]:
-    """Gradients are on, but not those of the weights: the graph then holds far less, and nothing of the vision tower."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)

@@ -7,11 +7,13 @@ Only the columns of W_U that are asked for are multiplied, so scoring is one rea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmedit.models.architecture import Architecture
+from mmedit.models.product import product
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Site
 from mmedit.scorers.base import Scorer
@@ -23,6 +25,10 @@ class Contribution(Scorer):
 
     name = "contribution"
     folds = True
+
+    def options(self, architecture: Architecture, **options: Any) -> dict[str, Any]:
+        architecture.require_readable(architecture.sites_of(options.get("layers")))  # before anything is captioned
+        return super().options(architecture, **options)
 
     def scores(self, vlm: VisionLanguageModel, seen: Sequence[Sighting]) -> dict[Site, Tensor]:
         architecture, scores = vlm.architecture, {}
@@ -61,5 +67,5 @@ def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
         tensor([[6.]])
     """
     distinct, which = torch.unique(directions, dim=0, return_inverse=True)
-    scores: Tensor = o.float() * (distinct.float() @ w_out.float().T)[which]
+    scores: Tensor = o.float() * product(distinct, w_out)[which]
     return scores

@@ -21,6 +21,7 @@ import mmedit
 from mmedit.editors import MMNeurons, MMNeuronsHparams
 from mmedit.errors import RequestError
 from mmedit.evaluation.metrics import is_swapped
+from mmedit.hparams import hparams_for
 from mmedit.testbed.benchmark import SwapCase, swap_cases
 from mmedit.testbed.world import Scene, render
 
@@ -41,15 +42,16 @@ class Captions:
         return self.vlm.caption([self.pictures[scene] for scene in scenes], batch_size=64)
 
 
+def one_token(vlm: mmedit.VisionLanguageModel, case: SwapCase) -> bool:
+    """Whether source and target take one token each."""
+    words = [vlm.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in (case.source, case.target)]
+    return all(len(ids) == 1 for ids in words)
+
+
 def outcome(captions: Captions, case: SwapCase, editor: MMNeurons, control: bool = False) -> dict[str, Any]:
     """What one swap does to its pictures, and whether source and target take one token each."""
     vlm, scenes = captions.vlm, [case.edit, *case.related, *case.unrelated]
-    words = [vlm.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in (case.source, case.target)]
-    result: dict[str, Any] = {
-        "source": case.source,
-        "target": case.target,
-        "one_token": all(len(ids) == 1 for ids in words),
-    }
+    result: dict[str, Any] = {"source": case.source, "target": case.target, "one_token": one_token(vlm, case)}
     rng = random.Random(f"{case.source} {case.target}")
     chosen = (
         [
@@ -90,35 +92,37 @@ def shares(outcomes: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def tune(vlm: mmedit.VisionLanguageModel, n: int) -> None:
-    """Print the shares of every setting on the validation pictures, best last."""
-    cases = swap_cases("validation", n, 12, 24)
+def tune(vlm: mmedit.VisionLanguageModel, n: int, neurons: list[int], steps: list[float]) -> None:
+    """Print the shares of every setting on the validation pictures, over words of one token, best last."""
+    cases = [case for case in swap_cases("validation", n, 12, 24) if one_token(vlm, case)]
     captions = Captions(vlm, (scene for case in cases for scene in (case.edit, *case.related, *case.unrelated)))
     found = []
-    grid = product((5, 7, 10, 20, 30), (2e-4, 2.5e-4, 3e-4, 4e-4))
-    for neurons, lr in tqdm(list(grid), desc="settings"):
-        hparams = MMNeuronsHparams(neurons_per_edit=neurons, lr=lr, beta=0.0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outcomes = [outcome(captions, case, MMNeurons(hparams)) for case in cases]
-        s = shares([o for o in outcomes if o["one_token"]])
-        found.append((s["reliability"] + s["generality"] + s["locality"], neurons, lr, s))
-    for total, neurons, lr, s in sorted(found, key=lambda item: item[0])[-25:]:
-        print(f"{total:.4f}  neurons_per_edit={neurons} lr={lr:g}  {s}")
+    for k, lr in tqdm(list(product(neurons, steps)), desc="settings"):
+        editor = MMNeurons(MMNeuronsHparams(neurons_per_edit=k, lr=lr, beta=0.0))
+        s = shares([outcome(captions, case, editor) for case in cases])
+        found.append((s["reliability"] + s["generality"] + s["locality"], k, lr, s))
+    for total, k, lr, s in sorted(found, key=lambda item: item[0]):
+        print(f"{total:.4f}  neurons_per_edit={k} lr={lr:g}  {s}")
 
 
 def main(
     n: Annotated[int, typer.Option(help="Number of swaps.")] = 60,
     model: Annotated[str, typer.Option(help="Shipped name or folder.")] = "iconworld-llava",
-    hparams: Annotated[str, typer.Option(help="Shipped name or file.")] = "iconworld-llava",
+    hparams: Annotated[
+        str | None, typer.Option(help="Shipped name, file or auto; those of the model when left out.")
+    ] = None,
     tune_instead: Annotated[bool, typer.Option("--tune", help="Try settings on validation pictures.")] = False,
+    neurons: Annotated[list[int], typer.Option(help="For --tune: neurons per edit to try.")] = [5, 7, 10, 20, 30],  # noqa: B006
+    lr: Annotated[list[float], typer.Option(help="For --tune: steps to try.")] = [2e-4, 2.5e-4, 3e-4, 4e-4],  # noqa: B006
     file: Annotated[str | None, typer.Option("--json", help="Write every case to this file.")] = None,
 ) -> None:
     """Measure swaps on the benchmark pictures."""
     vlm = mmedit.load(model)
     if tune_instead:
-        return tune(vlm, n)
-    cases, editor = swap_cases("benchmark", n), MMNeurons.from_hparams(hparams)
+        return tune(vlm, n, neurons, lr)
+    editor = MMNeurons.from_hparams(hparams or hparams_for(model, "MMNeurons"), vlm)
+    print(editor)
+    cases = swap_cases("benchmark", n)
     captions = Captions(vlm, (scene for case in cases for scene in (case.edit, *case.related, *case.unrelated)))
     edited = [outcome(captions, case, editor) for case in tqdm(cases, desc="swaps")]
     control = [outcome(captions, case, editor, control=True) for case in tqdm(cases, desc="random neurons")]

@@ -20,12 +20,13 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmedit.errors import ModelError
-from mmedit.models.vlm import CHECKPOINTS
-from mmedit.patches.placing import write_all
+from mmedit.files import write_all
 
+CHECKPOINTS = Path(__file__).parent.parent / "testbed" / "checkpoints"  # shipped with the package
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What transformers looks for, in its order."""
 OTHER_FORMATS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz"}
@@ -209,6 +210,21 @@ def load_bin(file: Path) -> dict[str, Tensor]:
         _cannot_read(file, error, "load it with transformers and save it again with save_pretrained")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) and isinstance(n, str) for n, t in tensors.items()):  # fmt: skip
         _damaged(file, "something else", "tensors by name")
+    return tensors
+
+
+def mapped(file: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, mapped, not read.
+
+    Raises:
+        ModelError: if it is damaged, cut off, or a `.bin` with more than tensors in it.
+    """
+    if file.suffix == ".bin":
+        return load_bin(file)
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        _cannot_read(file, error)
     return tensors
 
 

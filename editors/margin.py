@@ -1,0 +1,304 @@
+"""Margin: the least change of the located neurons' rows for which the target leads where the source led, and nothing else falls.
+
+A row w_n of W_out with activation o_n moves the lead of one token over another by o_n · (Δ_n · u), where u is the direction of
+that lead (through the final norm, its scale held). So every wish is linear in the change Δ: at the places of the source
+the target shall lead by as much as the source did, and no token of other answers shall lose its lead. Among all Δ that
+grant the wishes, the least one, each row weighed with h_n = E[o_n²] over a background, is a sum over wishes
+
+    Δ_n = Σ_c a_c · o_cn / h_n · u_c,   a ≥ 0,
+
+whose multipliers a solve a small quadratic programme (for one wish, a = b / Σ_n o_n²/h_n ‖u‖²). The real model is then asked what
+became of each wish, and the programme is solved again for what it lacks and for the wishes that were found to be broken.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmedit.background import Background, drawn_pictures
+from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
+from mmedit.editors.wishes import Wish, least_change
+from mmedit.errors import HparamsError, RequestError
+from mmedit.models.images import image_digest
+from mmedit.models.vlm import VisionLanguageModel
+from mmedit.neuron import Neuron, Site
+from mmedit.patches.live import stack_of
+from mmedit.patches.patch import Patch
+from mmedit.requests import EditRequest, as_prompt
+from mmedit.rewrites import Leads, Rewrite, Step, leads_of, rewrites_of, steps_of
+from mmedit.scorers.contribution import contribution
+
+TOLERANCE = 0.05
+"""How far a wish may stay behind, as a part of what it asks for."""
+
+
+@dataclass(frozen=True)
+class MarginHparams:
+    """Hyperparameters of Margin; none of them has the scale of a model's weights."""
+
+    neurons_per_edit: int = 10
+    """How many neurons to change for each token to be taught, the best by contribution × selectivity."""
+    margin: float = 1.0
+    """By how much the target shall lead, as a multiple of the source's lead before."""
+    keep: float = 0.5
+    """What part of its lead each token of other answers shall keep."""
+    enough: float = 2.5
+    """A lead in logits that is enough for a token of other answers, however great it was."""
+    ridge: float = 0.1
+    """Added to each neuron's h, as a part of their mean."""
+    rounds: int = 6
+    """How often the programme is solved at most."""
+    n_unrelated: int = 64
+    """Drawings for the background, where no pictures are given."""
+    watched: int = 32
+    """How many answers of the background are asked for again in each round: those in which the change is heard most."""
+    layers: list[int] | None = None
+    """Decoder layers to choose from, from 0; all when empty."""
+    batch_size: int = 16
+    """Pictures per batch."""
+
+    def __post_init__(self) -> None:
+        least = {"neurons_per_edit": 1, "rounds": 1, "n_unrelated": 1, "watched": 0, "batch_size": 1, "keep": 0, "enough": 0}
+        for name, bound in least.items():
+            self._check(name, getattr(self, name) >= bound, f"{bound} or more")
+        for name in ("margin", "ridge"):
+            self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "above 0")
+        self._check("keep", self.keep <= 1, "1 or less")
+        self._check("layers", self.layers is None or (self.layers and min(self.layers) >= 0), "layer numbers from 0")
+
+    def _check(self, name: str, holds: object, expected: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise HparamsError("a hyperparameter out of range", where=name, got=repr(value), expected=expected)
+
+
+class Margin(Editor):
+    """Swap concepts by the least change that gives the target the source's lead and leaves other answers theirs.
+
+    Several requests are solved together. Words of several tokens are taught token by token; where the model goes on by
+    itself, nothing is changed.
+
+    Args:
+        hparams: `MarginHparams`.
+        unrelated: pictures that no edit is about, to be left alone; drawings of everyday things when None.
+        questions: prompts without a picture, whose answers are to be left alone too.
+
+    Example:
+        >>> import mmedit
+        >>> from mmedit.testbed import benchmark_pictures
+        >>> picture, caption, things = list(benchmark_pictures(2))[1]
+        >>> vlm = mmedit.load("iconworld-llava")
+        >>> patch = mmedit.editors.Margin().execute(vlm, mmedit.EditRequest(picture, things[0].noun, "kite"))
+        >>> with patch.applied(vlm):
+        ...     vlm.caption([picture]) == [caption.replace(things[0].noun, "kite")]
+        True
+    """
+
+    name = "Margin"
+    Hparams = MarginHparams
+    hparams: MarginHparams
+
+    def __init__(
+        self, hparams: MarginHparams | None = None, unrelated: Sequence[Any] | None = None, questions: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(hparams)
+        self.unrelated, self.questions = unrelated, questions
+        self._background: tuple[Any, Background] | None = None
+
+    def with_hparams(self, **changes: Any) -> Any:
+        """The same editor with some hyperparameters changed; as `Editor.with_hparams`."""
+        changed = super().with_hparams(**changes)
+        changed.unrelated, changed.questions = self.unrelated, self.questions
+        return changed
+
+    def execute(self, vlm: VisionLanguageModel, request: Requests) -> Patch:
+        """Work out the least change for one request or several together; the model is the same at the end as at the start.
+
+        Args:
+            vlm: the model.
+            request: the concept swap, or several that become one patch.
+
+        Returns:
+            The patch, not yet live. Each of its edits says what lead the target has in the end.
+
+        Raises:
+            RequestError: if the source is not in a picture's caption, or the list is empty.
+            ImageError: if a picture cannot be read.
+        """
+        requests, background = requests_of(request), self.background(vlm)
+        taught = [self._taught(vlm, one) for one in requests]
+        h, chosen = self._neurons(vlm, background, requests, taught)
+        problem = _Problem(vlm, self.hparams, h, background, [rewrite for of_one in taught for rewrite in of_one])
+        for steps in (steps for of_one in taught for steps in of_one.values()):
+            problem.teach(steps)
+        for _ in range(self.hparams.rounds):
+            delta = problem.solve()
+            patch, watched = make_patch(vlm, self, [*h], delta, []), problem.watch(delta)
+            with patch.applied(vlm):
+                leads = leads_of(vlm, watched, self.hparams.batch_size)
+            if problem.granted(dict(zip(watched, leads, strict=True))):
+                break
+        else:
+            problem.warn()
+        edits = [self._provenance(vlm, *each, problem) for each in zip(requests, taught, chosen, strict=True)]
+        return replace(patch, edits=tuple(edits))
+
+    def background(self, vlm: VisionLanguageModel) -> Background:
+        """What the model as it is now says about the unrelated pictures; worked out once for several edits.
+
+        Args:
+            vlm: the model.
+        """
+        state = (vlm, tuple(repr(stack_of(vlm)).split()), self.hparams.n_unrelated)
+        if self._background is None or self._background[0] != state:
+            pictures = drawn_pictures(self.hparams.n_unrelated) if self.unrelated is None else list(self.unrelated)
+            made = Background(vlm, pictures, None, self.questions, self.hparams.batch_size)
+            self._background = state, made
+        return self._background[1]
+
+    def _taught(self, vlm: VisionLanguageModel, request: EditRequest) -> dict[Rewrite, list[Step]]:
+        """The wanted answers of a request, each with the places at which the model would say something else."""
+        rewrites = rewrites_of(vlm, request, self.hparams.batch_size)
+        steps = steps_of(vlm, rewrites, layers=self.hparams.layers, batch_size=self.hparams.batch_size)
+        wrong = {rewrite: [s for s in found if s.margin < 0] for rewrite, found in zip(rewrites, steps, strict=True)}
+        if not any(wrong.values()):
+            raise RequestError("the model says the target already", got=rewrites[0].generation.text.strip())
+        return wrong
+
+    def _neurons(
+        self, vlm: VisionLanguageModel, background: Background, requests: Sequence[EditRequest], taught: Sequence[dict[Rewrite, list[Step]]]
+    ) -> tuple[dict[Neuron, float], list[list[Neuron]]]:  # fmt: skip
+        """The neurons to change with the weight h of each, and those of each request, best first."""
+        h, chosen = dict[Neuron, float](), []
+        steps_by = [[step for steps in of_one.values() for step in steps] for of_one in taught]
+        for number, (request, steps) in enumerate(zip(requests, steps_by, strict=True)):
+            positions = background.outside([request.source] if request.source else [])
+            others = [step for other, of_other in enumerate(steps_by) if other != number for step in of_other]
+            power, best = dict[Site, Tensor](), []
+            for site in steps[0].activations:
+                power[site] = background.power(site, positions)
+                if others:  # to the neurons of one edit, those of the others are background too
+                    power[site] = power[site] + torch.stack([s.activations[site] for s in others]).float().cpu().square().mean(0)
+                score = _score(vlm, site, steps, power[site])
+                top = score.topk(min(self.hparams.neurons_per_edit, len(score)))
+                best += [(v, Neuron(site.layer, u, site.expert)) for v, u in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+            best = sorted(best, key=lambda item: (-item[0], item[1]))[: self.hparams.neurons_per_edit]
+            chosen.append([neuron for _, neuron in best])
+            powers = {neuron: float(power[neuron.site][neuron.unit]) for neuron in chosen[-1]}
+            ridge = self.hparams.ridge * sum(powers.values()) / len(powers)
+            for neuron, value in powers.items():
+                h[neuron] = max(h.get(neuron, 0.0), value + ridge)
+        return dict(sorted(h.items())), chosen
+
+    def _provenance(
+        self, vlm: VisionLanguageModel, request: EditRequest, taught: dict[Rewrite, list[Step]], neurons: Sequence[Neuron], problem: _Problem
+    ) -> dict[str, Any]:  # fmt: skip
+        steps = [step for found in taught.values() for step in found]
+        return {
+            "source": request.source or next(iter(taught)).generation.text.strip(), "target": request.target,
+            "source_token_id": steps[0].rival, "target_token_id": steps[0].wanted, "prompt": asdict(as_prompt(request.prompt)),
+            "images": [image_digest(image) for image in request.images], "neurons": [str(neuron) for neuron in neurons],
+            "activations": [float(steps[0].activations[neuron.site][neuron.unit]) for neuron in neurons],
+            "lead": min(problem.lead[step.rewrite][step.place] for step in steps),
+        }  # fmt: skip
+
+
+def _score(vlm: VisionLanguageModel, site: Site, steps: Sequence[Step], power: Tensor) -> Tensor:
+    """Contribution to what is said × selectivity o² / (o² + E[o²]), the mean over the steps `[d_ffn]`."""
+    o = torch.stack([step.activations[site] for step in steps]).float()
+    columns = vlm.architecture.w_u[[step.rival for step in steps]].float()
+    matrix = vlm.architecture.w_out(site).matrix
+    with torch.inference_mode():
+        by = contribution(o.to(matrix.device), matrix, columns.to(matrix.device)).cpu()
+    squares = o.cpu().square()
+    return (by * squares / (squares + power).clamp_min(1e-30)).mean(0)
+
+
+class _Problem:
+    """The wishes of some edits, and what the real model makes of a change."""
+
+    def __init__(
+        self, vlm: VisionLanguageModel, hp: MarginHparams, h: Mapping[Neuron, float], background: Background, rewrites: Sequence[Rewrite]
+    ) -> None:  # fmt: skip
+        self.vlm, self.hp, self.h, self.background, self.rewrites = vlm, hp, h, background, rewrites
+        self.others = background.without([rewrite.word for rewrite in rewrites if rewrite.word])
+        self.wishes: dict[tuple[Rewrite, int, int], Wish] = {}
+        self.goals: dict[Rewrite, Tensor] = {}
+        self.lead: dict[Rewrite, list[float]] = {}
+        self._set_goals(rewrites)
+
+    def teach(self, steps: Sequence[Step]) -> None:
+        """Wish that each step's wanted token leads by as much as the other did."""
+        for step in steps:
+            goal = -self.hp.margin * step.margin
+            self.goals[step.rewrite][step.place] = min(goal, self.hp.enough)  # over any third token
+            self._wish(step, step.rival, goal)
+
+    def solve(self) -> Tensor:
+        """The least change that grants the wishes, as far as they are linear `[k, d_model]`."""
+        return least_change([*self.wishes.values()], self.h)
+
+    def watch(self, delta: Tensor) -> list[Rewrite]:
+        """The answers to ask for when a change is live: those of the edits, and those of the background that hear it most."""
+        heard = self.background.loudest([*self.h], delta, self.others, self.hp.watched)
+        wished = [rewrite for rewrite, _, _ in self.wishes]
+        watched = [*dict.fromkeys([*self.rewrites, *wished, *heard])]
+        self._set_goals([rewrite for rewrite in watched if rewrite not in self.goals])
+        return watched
+
+    def granted(self, leads: Mapping[Rewrite, Leads]) -> bool:
+        """Whether the model grants all wishes; those that it does not are wished for more strongly, and broken goals are added."""
+        broken: dict[Rewrite, list[tuple[int, int]]] = {}
+        done = True
+        for rewrite, found in leads.items():
+            self.lead[rewrite] = found.margins.tolist()
+            for place, (margin, rival) in enumerate(zip(found.margins.tolist(), found.rivals.tolist(), strict=True)):
+                wish, goal = self.wishes.get((rewrite, place, rival)), float(self.goals[rewrite][place])
+                if wish is not None:
+                    done &= wish.learn(margin, TOLERANCE)
+                elif goal > 0 and margin < goal * (1 - TOLERANCE):
+                    broken.setdefault(rewrite, []).append((place, rival))
+        chosen = [replace(rewrite, places=tuple(place for place, _ in places)) for rewrite, places in broken.items()]
+        steps = steps_of(self.vlm, chosen, layers=self.hp.layers, batch_size=self.hp.batch_size)
+        for (rewrite, places), of_one in zip(broken.items(), steps, strict=True):
+            for (place, rival), step in zip(places, of_one, strict=True):
+                self._wish(replace(step, rewrite=rewrite), rival, float(self.goals[rewrite][place]))
+        return done and not broken
+
+    def warn(self) -> None:
+        """Say by how much the worst token's lead stays behind, if that is much."""
+        behind = [(g - lead, r) for r, leads in self.lead.items() for g, lead in zip(self.goals[r].tolist(), leads, strict=True) if g > 0]
+        worst, rewrite = max(behind, key=lambda item: item[0])
+        if worst > 0.5:
+            warnings.warn(
+                f"after {self.hp.rounds} rounds a token of {rewrite.generation.text.strip()!r} leads by {worst:.2g} logits less than it shall; "
+                "give more pictures of the source, or raise neurons_per_edit", stacklevel=3,
+            )  # fmt: skip
+
+    def _set_goals(self, rewrites: Sequence[Rewrite]) -> None:
+        """The lead that each token of some answers shall keep; asked of the unedited model. Below 0 there is nothing to keep."""
+        for rewrite, leads in zip(rewrites, leads_of(self.vlm, rewrites, self.hp.batch_size), strict=True):
+            self.goals[rewrite] = (self.hp.keep * leads.margins).clamp(max=self.hp.enough)
+
+    def _wish(self, step: Step, rival: int, goal: float) -> None:
+        o = torch.stack([step.activations[n.site][n.unit] for n in self.h]).double().cpu()
+        now = float(step.logits[step.wanted] - step.logits[rival])
+        self.wishes[step.rewrite, step.place, rival] = Wish(o, step.direction(self.vlm, rival), goal, now)
+
+
+def apply_margin_to_model(
+    model: Any, tok_or_processor: Any, requests: Any, hparams: Any, copy: bool = False, return_orig_weights: bool = False,
+    keep_original_weight: bool = False, **kw: Any,
+) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
+    """ROME's function face of `Margin`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`.
+
+    Other keywords, which some harnesses pass to every method, are ignored.
+    """
+    return apply_to_model(Margin, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
