@@ -220,6 +220,8 @@ def apply_to_model(
         if return_orig_weights or keep_original_weight
         else {}
     )
-    Stack(vlm.architecture).push(patch)  # for good: the caller restores from tensors, the model's own stack must not remember it
+    Stack(vlm.architecture).push(
+        patch
+    )  # for good: the caller restores from tensors, the model's own stack must not remember it
     model.train(was_training)
     return model, originals

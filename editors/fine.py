@@ -20,9 +20,8 @@ from torch import Tensor
 
 from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
 from mmedit.editors.patching import modules_of, provenance
-from mmedit.editors.ranges import check_ranges
+from mmedit.editors.ranges import check, check_ranges
 from mmedit.editors.teaching import Lesson, added, at, descend, divergence, lessons_of, logits_of, zeros
-from mmedit.errors import HparamsError
 from mmedit.locate import rank
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, Site
@@ -58,8 +57,7 @@ class FiNEHparams:
     def __post_init__(self) -> None:
         least = {"neuron_num": 1, "last_layer": 0, "epochs": 1, "alpha": 0, "beta": 0, "gamma": 0, "batch_size": 1}
         check_ranges(self, least, {"lr": 0, "early_stop_prob": 0})
-        if self.early_stop_prob >= 1:
-            raise HparamsError("a hyperparameter out of range", where="early_stop_prob", got=self.early_stop_prob, expected="below 1")
+        check(self, "early_stop_prob", self.early_stop_prob < 1, "below 1")
 
 
 class FiNE(Editor):
@@ -116,10 +114,11 @@ class FiNE(Editor):
         sites: dict[Site, list[int]] = {}
         for neuron in sorted(chosen):
             sites.setdefault(neuron.site, []).append(neuron.unit)
-        changes = {site: (torch.tensor(units), zeros(vlm.architecture.w_out(site), len(units))) for site, units in sites.items()}
+        rows = {site: zeros(vlm.architecture.w_out(site), len(units)) for site, units in sites.items()}
+        changes = {site: (torch.tensor(units), rows[site]) for site, units in sites.items()}
         self._learn(vlm, lessons_of(vlm, all_rewrites, hp.batch_size), changes)
-        rows = torch.cat([rows.detach().cpu() for _, rows in changes.values()])
-        return make_patch(vlm, self, sorted(chosen), rows, edits)
+        delta = torch.cat([learnt.detach().cpu() for learnt in rows.values()])
+        return make_patch(vlm, self, sorted(chosen), delta, edits)
 
     def _located(self, vlm: VisionLanguageModel, rewrites: list[Rewrite]) -> list[NeuronRanking]:
         """For each token to be said the neurons of what is said there now, over all pictures in which it is the same."""
@@ -129,13 +128,14 @@ class FiNE(Editor):
         for picture, steps in enumerate(steps_of(vlm, rewrites, layers=layers, batch_size=self.hparams.batch_size)):
             for step in steps:
                 if step.place in targets(step.rewrite.places):
-                    said = int(step.logits.argmax())
-                    seen = step.sighting(vlm, picture)
-                    seen = replace(seen, occurrence=replace(seen.occurrence, token_id=said, word=vlm.tokenizer.decode([said]).strip()))
-                    found.setdefault((said, step.wanted), []).append(seen)
+                    said, seen = int(step.logits.argmax()), step.sighting(vlm, picture)
+                    word = replace(seen.occurrence, token_id=said, word=vlm.tokenizer.decode([said]).strip())
+                    found.setdefault((said, step.wanted), []).append(replace(seen, occurrence=word))
         return rank(vlm, [*found.values()], self.hparams.neuron_num)
 
-    def _learn(self, vlm: VisionLanguageModel, lessons: list[Lesson], changes: dict[Site, tuple[Tensor, Tensor]]) -> None:
+    def _learn(
+        self, vlm: VisionLanguageModel, lessons: list[Lesson], changes: dict[Site, tuple[Tensor, Tensor]]
+    ) -> None:
         """Descend on the loss above, in place."""
         hp, before, deltas = self.hparams, dict[Lesson, Tensor](), [rows for _, rows in changes.values()]
 
@@ -184,4 +184,6 @@ def apply_fine_to_model(
     keep_original_weight: bool = False, **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
     """ROME's function face of `FiNE`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`."""
-    return apply_to_model(FiNE, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        FiNE, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

@@ -112,4 +112,6 @@ def apply_ft_to_model(
     keep_original_weight: bool = False, **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
     """ROME's function face of `FT`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`."""
-    return apply_to_model(FT, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        FT, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

@@ -21,9 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from mmedit.editors.base import Editor, Requests, apply_to_model, requests_of
 from mmedit.editors.ft import LEARNT
 from mmedit.editors.patching import modules_of, patch_of, provenance
-from mmedit.editors.ranges import check_ranges
+from mmedit.editors.ranges import check, check_ranges
 from mmedit.editors.teaching import Lesson, descend, lessons_of, logits_of
-from mmedit.errors import HparamsError, ModelError
+from mmedit.errors import ModelError
 from mmedit.models.architecture import WOut, bare_model
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Site
@@ -58,8 +58,7 @@ class LoRAHparams:
     def __post_init__(self) -> None:
         least = {"layers": 0, "rank": 1, "num_steps": 1, "seed": 0, "batch_size": 1, "lora_dropout": 0}
         check_ranges(self, least, {"lr": 0, "lora_alpha": 0})
-        if self.lora_dropout >= 1:
-            raise HparamsError("a hyperparameter out of range", where="lora_dropout", got=self.lora_dropout, expected="below 1")
+        check(self, "lora_dropout", self.lora_dropout < 1, "below 1")
 
 
 class LoRA(Editor):
@@ -134,7 +133,11 @@ def adapter(vlm: VisionLanguageModel, w_outs: Sequence[WOut], hp: LoRAHparams) -
 
     model: Any = bare_model(vlm.model)
     if hasattr(model, "peft_config"):
-        raise ModelError("this model has an adapter already", got=", ".join(model.peft_config), do="merge it into the weights, or unload it")
+        raise ModelError(
+            "this model has an adapter already",
+            got=", ".join(model.peft_config),
+            do="merge it into the weights, or unload it",
+        )
     config = LoraConfig(
         r=hp.rank, lora_alpha=hp.lora_alpha, lora_dropout=hp.lora_dropout, target_modules=[w_out.path for w_out in w_outs],
         fan_in_fan_out=all(isinstance(w_out.module, Conv1D) for w_out in w_outs),
@@ -168,4 +171,6 @@ def apply_lora_to_model(
     keep_original_weight: bool = False, **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
     """ROME's function face of `LoRA`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`."""
-    return apply_to_model(LoRA, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        LoRA, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

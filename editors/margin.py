@@ -14,8 +14,7 @@ became of each wish, and the programme is solved again for what it lacks and for
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from mmedit.background import Background, drawn_pictures
 from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
-from mmedit.editors.wishes import Wish, least_change
+from mmedit.editors.wishes import Problem
 from mmedit.errors import HparamsError, RequestError
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
@@ -32,11 +31,8 @@ from mmedit.neuron import Neuron, Site
 from mmedit.patches.live import stack_of
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
-from mmedit.rewrites import Leads, Rewrite, Step, leads_of, rewrites_of, steps_of
+from mmedit.rewrites import Rewrite, Step, leads_of, rewrites_of, steps_of
 from mmedit.scorers.contribution import contribution
-
-TOLERANCE = 0.05
-"""How far a wish may stay behind, as a part of what it asks for."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,14 @@ class MarginHparams:
 
     neurons_per_edit: int = 10
     """How many neurons to change for each token to be taught, the best by contribution × selectivity."""
-    margin: float = 1.0
+    margin: float = 1.2
     """By how much the target shall lead, as a multiple of the source's lead before."""
     keep: float = 0.5
     """What part of its lead each token of other answers shall keep."""
     enough: float = 2.5
     """A lead in logits that is enough for a token of other answers, however great it was."""
+    firmness: float = 0.8
+    """How hard those leads are defended: the greatest multiplier of such a wish, as a multiple of the edits' greatest."""
     ridge: float = 0.1
     """Added to each neuron's h, as a part of their mean."""
     rounds: int = 6
@@ -65,10 +63,18 @@ class MarginHparams:
     """Pictures per batch."""
 
     def __post_init__(self) -> None:
-        least = {"neurons_per_edit": 1, "rounds": 1, "n_unrelated": 1, "watched": 0, "batch_size": 1, "keep": 0, "enough": 0}
+        least = {
+            "neurons_per_edit": 1,
+            "rounds": 1,
+            "n_unrelated": 1,
+            "watched": 0,
+            "batch_size": 1,
+            "keep": 0,
+            "enough": 0,
+        }
         for name, bound in least.items():
             self._check(name, getattr(self, name) >= bound, f"{bound} or more")
-        for name in ("margin", "ridge"):
+        for name in ("margin", "firmness", "ridge"):
             self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "above 0")
         self._check("keep", self.keep <= 1, "1 or less")
         self._check("layers", self.layers is None or (self.layers and min(self.layers) >= 0), "layer numbers from 0")
@@ -106,7 +112,10 @@ class Margin(Editor):
     hparams: MarginHparams
 
     def __init__(
-        self, hparams: MarginHparams | None = None, unrelated: Sequence[Any] | None = None, questions: Sequence[Any] = ()
+        self,
+        hparams: MarginHparams | None = None,
+        unrelated: Sequence[Any] | None = None,
+        questions: Sequence[Any] = (),
     ) -> None:
         super().__init__(hparams)
         self.unrelated, self.questions = unrelated, questions
@@ -135,7 +144,8 @@ class Margin(Editor):
         requests, background = requests_of(request), self.background(vlm)
         taught = [self._taught(vlm, one) for one in requests]
         h, chosen = self._neurons(vlm, background, requests, taught)
-        problem = _Problem(vlm, self.hparams, h, background, [rewrite for of_one in taught for rewrite in of_one])
+        rewrites, sources = [r for of_one in taught for r in of_one], [form for one in requests for form in one.swaps]
+        problem = Problem(vlm, self.hparams, h, background, rewrites, sources)
         for steps in (steps for of_one in taught for steps in of_one.values()):
             problem.teach(steps)
         for _ in range(self.hparams.rounds):
@@ -179,16 +189,21 @@ class Margin(Editor):
         h, chosen = dict[Neuron, float](), []
         steps_by = [[step for steps in of_one.values() for step in steps] for of_one in taught]
         for number, (request, steps) in enumerate(zip(requests, steps_by, strict=True)):
-            positions = background.outside([request.source] if request.source else [])
+            positions = background.outside([*request.swaps])
             others = [step for other, of_other in enumerate(steps_by) if other != number for step in of_other]
             power, best = dict[Site, Tensor](), []
             for site in steps[0].activations:
                 power[site] = background.power(site, positions)
                 if others:  # to the neurons of one edit, those of the others are background too
-                    power[site] = power[site] + torch.stack([s.activations[site] for s in others]).float().cpu().square().mean(0)
+                    power[site] = power[site] + torch.stack(
+                        [s.activations[site] for s in others]
+                    ).float().cpu().square().mean(0)
                 score = _score(vlm, site, steps, power[site])
                 top = score.topk(min(self.hparams.neurons_per_edit, len(score)))
-                best += [(v, Neuron(site.layer, u, site.expert)) for v, u in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+                best += [
+                    (v, Neuron(site.layer, u, site.expert))
+                    for v, u in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+                ]
             best = sorted(best, key=lambda item: (-item[0], item[1]))[: self.hparams.neurons_per_edit]
             chosen.append([neuron for _, neuron in best])
             powers = {neuron: float(power[neuron.site][neuron.unit]) for neuron in chosen[-1]}
@@ -198,7 +213,7 @@ class Margin(Editor):
         return dict(sorted(h.items())), chosen
 
     def _provenance(
-        self, vlm: VisionLanguageModel, request: EditRequest, taught: dict[Rewrite, list[Step]], neurons: Sequence[Neuron], problem: _Problem
+        self, vlm: VisionLanguageModel, request: EditRequest, taught: dict[Rewrite, list[Step]], neurons: Sequence[Neuron], problem: Problem
     ) -> dict[str, Any]:  # fmt: skip
         steps = [step for found in taught.values() for step in found]
         return {
@@ -206,6 +221,7 @@ class Margin(Editor):
             "source_token_id": steps[0].rival, "target_token_id": steps[0].wanted, "prompt": asdict(as_prompt(request.prompt)),
             "images": [image_digest(image) for image in request.images], "neurons": [str(neuron) for neuron in neurons],
             "activations": [float(steps[0].activations[neuron.site][neuron.unit]) for neuron in neurons],
+            **({"forms": dict(request.forms)} if request.forms else {}),
             "lead": min(problem.lead[step.rewrite][step.place] for step in steps),
         }  # fmt: skip
 
@@ -221,78 +237,6 @@ def _score(vlm: VisionLanguageModel, site: Site, steps: Sequence[Step], power: T
     return (by * squares / (squares + power).clamp_min(1e-30)).mean(0)
 
 
-class _Problem:
-    """The wishes of some edits, and what the real model makes of a change."""
-
-    def __init__(
-        self, vlm: VisionLanguageModel, hp: MarginHparams, h: Mapping[Neuron, float], background: Background, rewrites: Sequence[Rewrite]
-    ) -> None:  # fmt: skip
-        self.vlm, self.hp, self.h, self.background, self.rewrites = vlm, hp, h, background, rewrites
-        self.others = background.without([rewrite.word for rewrite in rewrites if rewrite.word])
-        self.wishes: dict[tuple[Rewrite, int, int], Wish] = {}
-        self.goals: dict[Rewrite, Tensor] = {}
-        self.lead: dict[Rewrite, list[float]] = {}
-        self._set_goals(rewrites)
-
-    def teach(self, steps: Sequence[Step]) -> None:
-        """Wish that each step's wanted token leads by as much as the other did."""
-        for step in steps:
-            goal = -self.hp.margin * step.margin
-            self.goals[step.rewrite][step.place] = min(goal, self.hp.enough)  # over any third token
-            self._wish(step, step.rival, goal)
-
-    def solve(self) -> Tensor:
-        """The least change that grants the wishes, as far as they are linear `[k, d_model]`."""
-        return least_change([*self.wishes.values()], self.h)
-
-    def watch(self, delta: Tensor) -> list[Rewrite]:
-        """The answers to ask for when a change is live: those of the edits, and those of the background that hear it most."""
-        heard = self.background.loudest([*self.h], delta, self.others, self.hp.watched)
-        wished = [rewrite for rewrite, _, _ in self.wishes]
-        watched = [*dict.fromkeys([*self.rewrites, *wished, *heard])]
-        self._set_goals([rewrite for rewrite in watched if rewrite not in self.goals])
-        return watched
-
-    def granted(self, leads: Mapping[Rewrite, Leads]) -> bool:
-        """Whether the model grants all wishes; those that it does not are wished for more strongly, and broken goals are added."""
-        broken: dict[Rewrite, list[tuple[int, int]]] = {}
-        done = True
-        for rewrite, found in leads.items():
-            self.lead[rewrite] = found.margins.tolist()
-            for place, (margin, rival) in enumerate(zip(found.margins.tolist(), found.rivals.tolist(), strict=True)):
-                wish, goal = self.wishes.get((rewrite, place, rival)), float(self.goals[rewrite][place])
-                if wish is not None:
-                    done &= wish.learn(margin, TOLERANCE)
-                elif goal > 0 and margin < goal * (1 - TOLERANCE):
-                    broken.setdefault(rewrite, []).append((place, rival))
-        chosen = [replace(rewrite, places=tuple(place for place, _ in places)) for rewrite, places in broken.items()]
-        steps = steps_of(self.vlm, chosen, layers=self.hp.layers, batch_size=self.hp.batch_size)
-        for (rewrite, places), of_one in zip(broken.items(), steps, strict=True):
-            for (place, rival), step in zip(places, of_one, strict=True):
-                self._wish(replace(step, rewrite=rewrite), rival, float(self.goals[rewrite][place]))
-        return done and not broken
-
-    def warn(self) -> None:
-        """Say by how much the worst token's lead stays behind, if that is much."""
-        behind = [(g - lead, r) for r, leads in self.lead.items() for g, lead in zip(self.goals[r].tolist(), leads, strict=True) if g > 0]
-        worst, rewrite = max(behind, key=lambda item: item[0])
-        if worst > 0.5:
-            warnings.warn(
-                f"after {self.hp.rounds} rounds a token of {rewrite.generation.text.strip()!r} leads by {worst:.2g} logits less than it shall; "
-                "give more pictures of the source, or raise neurons_per_edit", stacklevel=3,
-            )  # fmt: skip
-
-    def _set_goals(self, rewrites: Sequence[Rewrite]) -> None:
-        """The lead that each token of some answers shall keep; asked of the unedited model. Below 0 there is nothing to keep."""
-        for rewrite, leads in zip(rewrites, leads_of(self.vlm, rewrites, self.hp.batch_size), strict=True):
-            self.goals[rewrite] = (self.hp.keep * leads.margins).clamp(max=self.hp.enough)
-
-    def _wish(self, step: Step, rival: int, goal: float) -> None:
-        o = torch.stack([step.activations[n.site][n.unit] for n in self.h]).double().cpu()
-        now = float(step.logits[step.wanted] - step.logits[rival])
-        self.wishes[step.rewrite, step.place, rival] = Wish(o, step.direction(self.vlm, rival), goal, now)
-
-
 def apply_margin_to_model(
     model: Any, tok_or_processor: Any, requests: Any, hparams: Any, copy: bool = False, return_orig_weights: bool = False,
     keep_original_weight: bool = False, **kw: Any,
@@ -301,4 +245,6 @@ def apply_margin_to_model(
 
     Other keywords, which some harnesses pass to every method, are ignored.
     """
-    return apply_to_model(Margin, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        Margin, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mmedit.editors.base import Requests, apply_to_model, requests_of
 from mmedit.editors.patching import patch_of, provenance
-from mmedit.editors.ranges import check_ranges
-from mmedit.editors.teaching import lessons_of
+from mmedit.editors.ranges import check, check_ranges
+from mmedit.editors.teaching import Lesson, lessons_of
 from mmedit.editors.values import ValueEditor, ValueHparams, at_keys, dense, live
-from mmedit.errors import HparamsError, ModelError
+from mmedit.errors import ModelError
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.patch import Patch
 from mmedit.rewrites import rewrites_of
@@ -46,8 +46,7 @@ class MEMITHparams(ValueHparams):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, {"layers": 0}, {"mom2_update_weight": 0})
-        if sorted(set(self.layers)) != self.layers:
-            raise HparamsError("a hyperparameter out of range", where="layers", got=self.layers, expected="distinct layers in order")
+        check(self, "layers", sorted(set(self.layers)) == self.layers, "distinct layers in order")
 
 
 class MEMIT(ValueEditor):
@@ -96,7 +95,8 @@ class MEMIT(ValueEditor):
             ModelError: if a layer is a mixture of experts, does not write straight into the residual stream, or cannot be edited
                 in place.
         """
-        hp, w_outs, edits, lessons, wanted = self.hparams, [dense(vlm, layer) for layer in self.hparams.layers], [], [], []
+        hp, edits, lessons, wanted = self.hparams, list[dict[str, Any]](), list[Lesson](), list[Tensor]()
+        w_outs = [dense(vlm, layer) for layer in hp.layers]
         _require_straight(vlm, w_outs)
         moments, last = self.moments(vlm, w_outs), w_outs[-1]
         for one in requests_of(request):
@@ -110,7 +110,8 @@ class MEMIT(ValueEditor):
         for left, w_out in zip(range(len(w_outs), 0, -1), w_outs, strict=True):
             with live(vlm, patch):
                 keys, h = at_keys(vlm, lessons, w_out, last.layer)
-            factors[w_out.site] = update(keys, moments[w_out.site], hp.mom2_update_weight), (z.to(h) - h) / left
+            written = update(keys, self.regular(moments[w_out.site]), hp.mom2_update_weight)
+            factors[w_out.site] = written, (z.to(h) - h) / left
             patch = patch_of(vlm, self, edits, low_rank=factors)
         assert patch is not None
         return patch
@@ -142,4 +143,6 @@ def apply_memit_to_model(
     keep_original_weight: bool = False, **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
     """ROME's function face of `MEMIT`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`."""
-    return apply_to_model(MEMIT, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        MEMIT, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
-from mmedit.editors.ranges import check_ranges
-from mmedit.errors import HparamsError
+from mmedit.editors.ranges import check, check_ranges
 from mmedit.locate import rank
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
@@ -46,9 +45,8 @@ class NoiseHparams:
     """Pictures per batch while locating."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"neurons_per_edit": 1, "seed": 0, "batch_size": 1}, {"sigma": 0})
-        if self.scorer not in SCORERS:
-            raise HparamsError("a hyperparameter out of range", where="scorer", got=repr(self.scorer), expected=" or ".join(SCORERS))
+        check_ranges(self, {"neurons_per_edit": 1, "sigma": 0, "seed": 0, "batch_size": 1}, {})
+        check(self, "scorer", self.scorer in SCORERS, " or ".join(SCORERS))
 
 
 def noise(vlm: VisionLanguageModel, neurons: Sequence[Neuron], sigma: float, seed: int) -> Patch:
@@ -139,4 +137,6 @@ def apply_noise_to_model(
     keep_original_weight: bool = False, **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
     """ROME's function face of `Noise`; arguments, results and errors as for `mmedit.editors.base.apply_to_model`."""
-    return apply_to_model(Noise, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        Noise, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

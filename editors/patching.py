@@ -66,12 +66,15 @@ def patch_of(
         w_out = vlm.architecture.require_editable(site)
         factors[site] = left.detach().float().cpu().contiguous(), right.detach().float().cpu().contiguous()
         digests[site] = matrix_digest(stack.base_rows(site, torch.arange(w_out.d_ffn)))
+    hparams = asdict(editor.hparams)
     return Patch(
-        deltas, base_rows, Base.of(vlm), editor.name, asdict(editor.hparams), tuple(edits), low_rank=factors, base_digests=digests
+        deltas, base_rows, Base.of(vlm), editor.name, hparams, tuple(edits), low_rank=factors, base_digests=digests
     )
 
 
-def provenance(vlm: VisionLanguageModel, request: EditRequest, rewrites: Sequence[Rewrite], **more: Any) -> dict[str, Any]:
+def provenance(
+    vlm: VisionLanguageModel, request: EditRequest, rewrites: Sequence[Rewrite], **more: Any
+) -> dict[str, Any]:
     """What a patch file keeps of a request: the words, the prompt, the pictures' digests, and the tokens where the swap begins."""
     first = rewrites[0]
     start = min(first.places)

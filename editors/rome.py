@@ -40,7 +40,7 @@ class ROMEHparams(ValueHparams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, {"layer": 0})
+        check_ranges(self, {"layer": 0}, {})
 
 
 class ROME(ValueEditor):
@@ -88,7 +88,7 @@ class ROME(ValueEditor):
             ModelError: if the layer is a mixture of experts, or its weight cannot be edited in place.
         """
         w_out, edits, factors = dense(vlm, self.hparams.layer), [], list[tuple[Tensor, Tensor]]()
-        c = self.moments(vlm, [w_out])[w_out.site] if self.hparams.mom2_adjustment else None
+        c = self.regular(self.moments(vlm, [w_out])[w_out.site]) if self.hparams.mom2_adjustment else None
         wanted = [(one, rewrites_of(vlm, one, self.hparams.batch_size)) for one in requests_of(request)]
         patch = None
         for one, rewrites in wanted:
@@ -124,4 +124,6 @@ def apply_rome_to_model(
     keep_original_weight: bool = False, **kw: Any,
 ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
     """ROME's function face; arguments, results and errors as for `mmedit.editors.base.apply_to_model`."""
-    return apply_to_model(ROME, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight)
+    return apply_to_model(
+        ROME, model, tok_or_processor, requests, hparams, copy, return_orig_weights, keep_original_weight
+    )

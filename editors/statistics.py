@@ -64,8 +64,9 @@ def second_moments(
     """
     place = None if folder is False else default_folder() if folder in (None, True) else Path(str(folder))
     mark = fingerprint(vlm) if place else None
-    files = {} if place is None or mark is None else _files(place, mark, vlm, w_outs, images, prompt)
-    known = {site: found for site, file in files.items() if (found := _read(file, vlm.architecture.w_out(site))) is not None}
+    files = {} if place is None or mark is None else _files(place, mark, vlm.render(prompt), w_outs, images)
+    read = {site: _read(file, vlm.architecture.w_out(site)) for site, file in files.items()}
+    known = {site: matrix for site, matrix in read.items() if matrix is not None}
     fresh = _measured(vlm, [w_out for w_out in w_outs if w_out.site not in known], images, prompt)
     for site, matrix in fresh.items():
         if site in files:
@@ -73,7 +74,9 @@ def second_moments(
     return {w_out.site: (known | fresh)[w_out.site].to(w_out.weight.device) for w_out in w_outs}
 
 
-def _measured(vlm: VisionLanguageModel, w_outs: Sequence[WOut], images: Sequence[Any], prompt: str | Prompt | None) -> dict[Site, Tensor]:
+def _measured(
+    vlm: VisionLanguageModel, w_outs: Sequence[WOut], images: Sequence[Any], prompt: str | Prompt | None
+) -> dict[Site, Tensor]:
     """One pass for each picture with its answer: with a single row there is no padding to be left out."""
     sums = {w_out.site: torch.zeros(w_out.d_ffn, w_out.d_ffn, device=w_out.weight.device) for w_out in w_outs}
     counts = dict.fromkeys(sums, 0)
@@ -94,14 +97,11 @@ def _measured(vlm: VisionLanguageModel, w_outs: Sequence[WOut], images: Sequence
     return {site: matrix / max(1, counts[site]) for site, matrix in sums.items()}
 
 
-def _files(
-    place: Path, mark: str, vlm: VisionLanguageModel, w_outs: Sequence[WOut], images: Sequence[Any], prompt: str | Prompt | None
-) -> dict[Site, Path]:
+def _files(place: Path, mark: str, text: str, w_outs: Sequence[WOut], images: Sequence[Any]) -> dict[Site, Path]:
     """Where the moments of each site are kept."""
-    pictures = "\n".join(image_digest(image) for image in images)
-    content = f"{NAME} 1\n{mark}\n{vlm.render(prompt)}\n{pictures}\n"
-    keys = {w_out.site: hashlib.blake2b(f"{content}{w_out.site}".encode(), digest_size=20).hexdigest() for w_out in w_outs}
-    return {site: place / "moments" / f"{key}.safetensors" for site, key in keys.items()}
+    content = "\n".join([f"{NAME} 1", mark, text, *(image_digest(image) for image in images)])
+    keys = {w_out.site: hashlib.blake2b(f"{content}\n{w_out.site}".encode(), digest_size=20) for w_out in w_outs}
+    return {site: place / "moments" / f"{key.hexdigest()}.safetensors" for site, key in keys.items()}
 
 
 def _read(file: Path, w_out: WOut) -> Tensor | None:
@@ -142,10 +142,12 @@ class SecondMomentEditor(Editor):
         return changed
 
     def moments(self, vlm: VisionLanguageModel, w_outs: Sequence[WOut]) -> dict[Site, Tensor]:
-        """C for each site in double precision, with `ridge` times its mean diagonal added, so that it can be inverted."""
+        """C for each site `[d_ffn, d_ffn]`, over the editor's pictures."""
         images = drawn_pictures(self.hparams.n_unrelated) if self.unrelated is None else list(self.unrelated)
-        found = {}
-        for site, c in second_moments(vlm, w_outs, images).items():
-            c = c.double()
-            found[site] = c + self.hparams.ridge * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
-        return found
+        return second_moments(vlm, w_outs, images)
+
+    def regular(self, c: Tensor) -> Tensor:
+        """C in double precision, with `ridge` times its mean diagonal added, so that it can be inverted."""
+        shifted = c.double()
+        shifted.diagonal().add_(self.hparams.ridge * c.diagonal().mean())
+        return shifted

@@ -69,7 +69,9 @@ class Lesson:
 
     def loss(self, logits: Tensor) -> Tensor:
         """−log p of the wanted token at each taught place `[n]`, of logits `[answers, window, n_vocab]`."""
-        return nn.functional.cross_entropy(at(logits, self.taught).float(), self.wanted.to(logits.device), reduction="none")
+        return nn.functional.cross_entropy(
+            at(logits, self.taught).float(), self.wanted.to(logits.device), reduction="none"
+        )
 
     def index(self, values: Tensor, places: Tensor) -> Tensor:
         """Which of all the positions that a layer sees, `[…, d]` in any layout, some places are `[n]`.

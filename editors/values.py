@@ -80,7 +80,8 @@ class ValueEditor(SecondMomentEditor):
                 logits = logits_of(vlm, lesson)
             now = at(logits, lesson.others)
             kl = divergence(now, before.setdefault(lesson, now.detach()))  # δ is 0 at first
-            loss = lesson.per_answer(lesson.loss(logits)).mean() + hp.kl_factor * kl + hp.v_weight_decay * delta.norm().to(logits.device) / size**2
+            decay = delta.norm().to(logits.device) / size**2
+            loss = lesson.per_answer(lesson.loss(logits)).mean() + hp.kl_factor * kl + hp.v_weight_decay * decay
             return lesson.share * loss, bool(loss < LEARNT)
 
         def clamp() -> None:
@@ -106,7 +107,9 @@ def dense(vlm: VisionLanguageModel, layer: int) -> WOut:
     return first
 
 
-def at_keys(vlm: VisionLanguageModel, lessons: Sequence[Lesson], w_out: WOut, layer: int | None = None) -> tuple[Tensor, Tensor]:
+def at_keys(
+    vlm: VisionLanguageModel, lessons: Sequence[Lesson], w_out: WOut, layer: int | None = None
+) -> tuple[Tensor, Tensor]:
     """What passes by at the keys of some lessons.
 
     Args:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mmedit.background import Background
+from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, Site
+from mmedit.rewrites import Leads, Rewrite, Step, leads_of, steps_of
+
+if TYPE_CHECKING:
+    from mmedit.editors.margin import MarginHparams
+
+TOLERANCE = 0.05
+"""How far a wish may stay behind, as a part of what it asks for."""
 
 
 @dataclass
@@ -20,6 +32,7 @@ class Wish:
         directions: for each site the direction u in which a written vector raises the lead `[d_model]`.
         goal: the lead that is wished for.
         now: the lead in the unedited model.
+        cap: the greatest multiplier that it may get: beyond it, the wish costs the others more than it is worth.
 
     Attributes:
         rise: by how much the lead shall rise as far as it is linear, b; what the model lacks is added to it.
@@ -30,14 +43,17 @@ class Wish:
     directions: Mapping[Site, Tensor] = field(repr=False)
     goal: float
     now: float
+    cap: float = math.inf
     weight: float = 0.0
 
     def __post_init__(self) -> None:
         self.rise = self.goal - self.now
 
     def learn(self, lead: float, tolerance: float) -> bool:
-        """Whether a lead that was measured is near enough; if not, or if the wish holds the change back, wish for what it lacks."""
+        """Whether a lead that was measured is near enough, or all is done for it; what it lacks, or has too much, is learnt."""
         lacks, asked = self.goal - lead, max(abs(self.goal - self.now), abs(self.goal))
+        if self.weight >= self.cap:
+            return True
         if lacks > 0 or self.weight > 0:
             self.rise += lacks
         return lacks <= tolerance * asked
@@ -51,7 +67,7 @@ def least_change(wishes: Sequence[Wish], h: Mapping[Neuron, float]) -> Tensor:
         h: the neurons, with the weight of each.
 
     Returns:
-        Δ `[k, d_model]` in float32, in the order of `h`; where the wishes contradict each other, the nearest to them.
+        Δ `[k, d_model]` in float32, in the order of `h`. Where the wishes contradict each other, those with a cap give way.
 
     Example:
         >>> site = Site(0)
@@ -70,7 +86,7 @@ def least_change(wishes: Sequence[Wish], h: Mapping[Neuron, float]) -> Tensor:
     for site, at in places.items():
         gram += (o[:, at] / weights[at] @ o[:, at].T) * (u[site] @ u[site].T)
     rises = torch.tensor([wish.rise for wish in wishes], dtype=o.dtype)
-    a = multipliers(gram, rises)
+    a = multipliers(gram, rises, [wish.cap for wish in wishes])
     for wish, weight in zip(wishes, a.tolist(), strict=True):
         wish.weight = weight
     change = o.new_zeros(len(h), next(iter(u.values())).shape[1])
@@ -79,20 +95,21 @@ def least_change(wishes: Sequence[Wish], h: Mapping[Neuron, float]) -> Tensor:
     return change.float()
 
 
-def multipliers(gram: Tensor, b: Tensor, sweeps: int = 2000) -> Tensor:
-    """The a ≥ 0 that maximises a·b − ½ a·(gram a), by coordinate ascent, as support vector machines are trained.
+def multipliers(gram: Tensor, b: Tensor, caps: Sequence[float], sweeps: int = 2000) -> Tensor:
+    """The a with 0 ≤ a ≤ cap that maximises a·b − ½ a·(gram a), by coordinate ascent, as support vector machines are trained.
 
     Args:
         gram: products of the wishes `[n, n]`, symmetric, none negative.
         b: what each wishes for `[n]`.
+        caps: the greatest multiplier of each.
         sweeps: at most so many passes over all.
 
     Returns:
         a `[n]`.
 
     Example:
-        >>> multipliers(torch.eye(2) * 2, torch.tensor([4.0, -1.0]))
-        tensor([2., 0.])
+        >>> multipliers(torch.eye(2) * 2, torch.tensor([4.0, -1.0]), [1.0, 1.0])
+        tensor([1., 0.])
     """
     gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     rows, wanted, diagonal = gram.tolist(), b.tolist(), gram.diagonal().tolist()
@@ -100,7 +117,8 @@ def multipliers(gram: Tensor, b: Tensor, sweeps: int = 2000) -> Tensor:
     for _ in range(sweeps):
         moved = 0.0
         for i, row in enumerate(rows):
-            step = max(-a[i], (wanted[i] - product[i]) / diagonal[i]) if diagonal[i] > 0 else 0.0
+            best = a[i] + (wanted[i] - product[i]) / diagonal[i] if diagonal[i] > 0 else 0.0
+            step = min(max(best, 0.0), caps[i]) - a[i]
             if step:
                 a[i] += step
                 product = [p + step * r for p, r in zip(product, row, strict=True)]
@@ -108,3 +126,94 @@ def multipliers(gram: Tensor, b: Tensor, sweeps: int = 2000) -> Tensor:
         if moved <= 1e-6 * max(1e-12, max(map(abs, wanted))):
             break
     return torch.tensor(a, dtype=gram.dtype)
+
+
+class Problem:
+    """The wishes of some edits, and what the real model makes of a change.
+
+    Args:
+        vlm: the model, unedited.
+        hp: Margin's hyperparameters.
+        h: the neurons, with the weight of each.
+        background: what is to be left alone.
+        rewrites: the wanted answers of the edits.
+        sources: the words that the edits replace; answers of the background that say one are not watched.
+    """
+
+    def __init__(
+        self, vlm: VisionLanguageModel, hp: MarginHparams, h: Mapping[Neuron, float], background: Background, rewrites: Sequence[Rewrite],
+        sources: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.vlm, self.hp, self.h, self.background, self.rewrites = vlm, hp, h, background, rewrites
+        self.others = background.without(sources)
+        self.wishes: dict[tuple[Rewrite, int, int], Wish] = {}
+        self.goals: dict[Rewrite, Tensor] = {}
+        self.cap = math.inf  # until the edits' own wishes are solved
+        self.lead: dict[Rewrite, list[float]] = {}
+        self._set_goals(rewrites)
+
+    def teach(self, steps: Sequence[Step]) -> None:
+        """Wish that each step's wanted token leads by as much as the other did."""
+        for step in steps:
+            goal = -self.hp.margin * step.margin
+            self.goals[step.rewrite][step.place] = min(goal, self.hp.enough)  # over any third token
+            self._wish(step, step.rival, goal)
+
+    def solve(self) -> Tensor:
+        """The least change that grants the wishes, as far as they are linear `[k, d_model]`."""
+        change = least_change([*self.wishes.values()], self.h)
+        if math.isinf(self.cap):
+            self.cap = self.hp.firmness * max(wish.weight for wish in self.wishes.values())
+        return change
+
+    def watch(self, delta: Tensor) -> list[Rewrite]:
+        """The answers to ask for when a change is live: those of the edits, and those of the background that hear it most."""
+        heard = self.background.loudest([*self.h], delta, self.others, self.hp.watched)
+        wished = [rewrite for rewrite, _, _ in self.wishes]
+        watched = [*dict.fromkeys([*self.rewrites, *wished, *heard])]
+        self._set_goals([rewrite for rewrite in watched if rewrite not in self.goals])
+        return watched
+
+    def granted(self, leads: Mapping[Rewrite, Leads]) -> bool:
+        """Whether the model grants all wishes; those that it does not are wished for more strongly, and broken goals are added."""
+        broken: dict[Rewrite, list[tuple[int, int]]] = {}
+        done = True
+        for rewrite, found in leads.items():
+            self.lead[rewrite] = found.margins.tolist()
+            for place, (margin, rival) in enumerate(zip(found.margins.tolist(), found.rivals.tolist(), strict=True)):
+                wish, goal = self.wishes.get((rewrite, place, rival)), float(self.goals[rewrite][place])
+                if wish is not None:
+                    done &= wish.learn(margin, TOLERANCE)
+                elif goal > 0 and margin < goal * (1 - TOLERANCE):
+                    broken.setdefault(rewrite, []).append((place, rival))
+        chosen = [replace(rewrite, places=tuple(place for place, _ in places)) for rewrite, places in broken.items()]
+        steps = steps_of(self.vlm, chosen, layers=self.hp.layers, batch_size=self.hp.batch_size)
+        for (rewrite, places), of_one in zip(broken.items(), steps, strict=True):
+            for (place, rival), step in zip(places, of_one, strict=True):
+                self._wish(replace(step, rewrite=rewrite), rival, float(self.goals[rewrite][place]))
+        return done and not broken
+
+    def warn(self) -> None:
+        """Say which of the wanted answers the model would still not give, if any."""
+        missed = [r for r in self.rewrites if min(self.lead[r]) < 0]
+        if missed:
+            tokens = [
+                self.vlm.tokenizer.decode([r.wanted[i]])
+                for r in missed
+                for i, lead in enumerate(self.lead[r])
+                if lead < 0
+            ]
+            warnings.warn(
+                f"after {self.hp.rounds} rounds {len(missed)} of {len(self.rewrites)} answers are not as wanted, at {', '.join(map(repr, tokens))}; "
+                "raise neurons_per_edit or rounds", stacklevel=3,
+            )  # fmt: skip
+
+    def _set_goals(self, rewrites: Sequence[Rewrite]) -> None:
+        """The lead that each token of some answers shall keep; asked of the unedited model. Below 0 there is nothing to keep."""
+        for rewrite, leads in zip(rewrites, leads_of(self.vlm, rewrites, self.hp.batch_size), strict=True):
+            self.goals[rewrite] = (self.hp.keep * leads.margins).clamp(max=self.hp.enough)
+
+    def _wish(self, step: Step, rival: int, goal: float) -> None:
+        o = torch.stack([step.activations[n.site][n.unit] for n in self.h]).double().cpu()
+        now = float(step.logits[step.wanted] - step.logits[rival])
+        self.wishes[step.rewrite, step.place, rival] = Wish(o, step.direction(self.vlm, rival), goal, now, self.cap)

@@ -31,6 +31,7 @@ SHOWN = ("reliability", "generality_image", "locality_image", "locality_text", "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="iconworld-llava", help="shipped name, local folder or Hub id")
+    parser.add_argument("--device", help="cpu, cuda, …; or auto to spread the model")
     parser.add_argument("--editors", nargs="+", choices=EDITORS, default=["MMNeurons", "FiNE"], help="what to compare")
     parser.add_argument("--cases", type=Path, help="a benchmark's file of records; IconWorld's cases when left out")
     parser.add_argument("--format", choices=FORMATS, default="mmedit", help="of that file")
@@ -42,7 +43,7 @@ def main() -> None:
     cases = iconworld_cases(args.n)
     if args.cases:
         cases = load_cases(args.cases, args.format, images=args.images).cases[: args.n]
-    vlm, folder = mmedit.load(args.model), make_folder(args.output)
+    vlm, folder = mmedit.load(args.model, device=args.device), make_folder(args.output)
     editors = {name: EDITORS[name].from_hparams(hparams_for(args.model, name), vlm) for name in args.editors}
     if "MMNeurons" in editors:
         editors["MMNeurons, random neurons"] = editors["MMNeurons"].with_hparams(scorer="random")

@@ -21,6 +21,7 @@ from mmedit.testbed.world import render, scene
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="iconworld-llava", help="shipped name, local folder or Hub id")
+    parser.add_argument("--device", help="cpu, cuda, …; or auto to spread the model")
     parser.add_argument("--source", default="cat", help="what the model says now")
     parser.add_argument("--target", default="dog", help="what it shall say instead")
     parser.add_argument("--edit", nargs="+", help="pictures of the source to edit from; IconWorld's when left out")
@@ -34,7 +35,7 @@ def main() -> None:
         args.edit, args.related = [render(shown[0])[0]], [render(one)[0] for one in shown[1:]]
         args.unrelated = [render(one)[0] for one in others]
 
-    vlm, folder = mmedit.load(args.model), make_folder(args.output)
+    vlm, folder = mmedit.load(args.model, device=args.device), make_folder(args.output)
     editor = mmedit.editors.MMNeurons.from_hparams(hparams_for(args.model, "MMNeurons"), vlm)
     request = mmedit.EditRequest(args.edit, args.source, args.target)
     patch = editor.execute(vlm, request)  # the model is as it was

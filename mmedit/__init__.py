@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from mmedit.evaluation.protocol import evaluate as evaluate
     from mmedit.locate import locate_nouns as locate_nouns
     from mmedit.locate import locate_word as locate_word
+    from mmedit.models.loading import load as load
     from mmedit.models.vlm import VisionLanguageModel as VisionLanguageModel
-    from mmedit.models.vlm import load as load
     from mmedit.neuron import Neuron as Neuron
     from mmedit.neuron import NeuronRanking as NeuronRanking
     from mmedit.neuron import Site as Site
     from mmedit.patches.bake import bake as bake
+    from mmedit.patches.convert import convert as convert
     from mmedit.patches.diff import diff as diff
     from mmedit.patches.live import Stack as Stack
     from mmedit.patches.live import stack as stack
@@ -38,11 +39,12 @@ _MODULES = {
     "locate_nouns": "mmedit.locate",
     "locate_word": "mmedit.locate",
     "VisionLanguageModel": "mmedit.models.vlm",
-    "load": "mmedit.models.vlm",
+    "load": "mmedit.models.loading",
     "Neuron": "mmedit.neuron",
     "NeuronRanking": "mmedit.neuron",
     "Site": "mmedit.neuron",
     "bake": "mmedit.patches.bake",
+    "convert": "mmedit.patches.convert",
     "diff": "mmedit.patches.diff",
     "Stack": "mmedit.patches.live",
     "stack": "mmedit.patches.live",

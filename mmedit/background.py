@@ -51,7 +51,9 @@ class Background:
                     image, said = None if pictures is None else pictures[row], (*generation.ids, min(vlm.end_ids))
                     self.answers.append(Rewrite(image, text, generation, said, tuple(range(len(generation.ids)))))
                     for site, records in kept.items():
-                        records.extend(trace.at(site, step, row).to("cpu", torch.bfloat16) for step in range(len(generation.ids)))
+                        records.extend(
+                            trace.at(site, step, row).to("cpu", torch.bfloat16) for step in range(len(generation.ids))
+                        )
                 trace.clear()
         self._activations = {site: torch.stack(records) for site, records in kept.items()}
 
@@ -68,7 +70,9 @@ class Background:
 
     def without(self, words: Sequence[str]) -> list[Rewrite]:
         """The answers that say none of some words."""
-        return [a for a in self.answers if not any(occurrences(a.generation.ids, word, self._tokenizer) for word in words)]
+        return [
+            a for a in self.answers if not any(occurrences(a.generation.ids, word, self._tokenizer) for word in words)
+        ]
 
     def loudest(self, neurons: Sequence[Neuron], delta: Tensor, among: Sequence[Rewrite], n: int) -> list[Rewrite]:
         """The answers in which a change of rows would be heard most: where what it adds to the residual stream is longest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,13 +75,15 @@ def swapped(
     return new_ids, occurrence_at(new_ids, shift, shift + len(target), tokenizer)
 
 
-def require_occurrences(ids: tuple[int, ...], source: str, tokenizer: Any, where: str) -> list[Occurrence]:
-    """The occurrences of a source that must be there.
+def require_occurrences(
+    ids: tuple[int, ...], source: str, tokenizer: Any, where: str, forms: Iterable[str] = ()
+) -> list[Occurrence]:
+    """The occurrences of a source, or of other forms of it, that must be there, in reading order.
 
     Raises:
         RequestError: if the source is not in the caption; it shows the caption and its nouns.
     """
-    found = occurrences(ids, source, tokenizer)
+    found = [said for form in dict.fromkeys((source, *forms)) for said in occurrences(ids, form, tokenizer)]
     if not found:
         text = token_spans(ids, tokenizer)[0].strip()
         nouns = ", ".join(noun.text for noun in find_nouns(text)) or "none"
@@ -88,4 +91,4 @@ def require_occurrences(ids: tuple[int, ...], source: str, tokenizer: Any, where
             f"the model does not say {source!r} about this picture", where=where, got=f"{text!r} (nouns: {nouns})",
             expected=f"a caption with {source!r}", do="choose one of the nouns as source, another picture, or another prompt",
         )  # fmt: skip
-    return found
+    return sorted(found, key=lambda said: said.start)

@@ -244,6 +244,6 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
     w_u = architecture.w_u
     rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons])
     with torch.inference_mode():
-        chunks = rows.split(64)
+        chunks = torch.split(rows, 64)
         best = torch.cat([product(chunk, w_u).topk(min(n_tokens, len(w_u))).indices for chunk in chunks])
     return [tuple(vlm.tokenizer.decode([token]) for token in row) for row in best.tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmedit.errors import RequestError
@@ -57,6 +57,8 @@ class EditRequest:
             its whole new answer, and the edit is made at the first token that differs.
         target: the word to be said instead.
         prompt: the question; the paper's caption prompt when None.
+        forms: other forms of the source, each with what shall be said instead ({"cats": "dogs"}). Where an answer has one of
+            them, it is replaced too; capital letters make no other form.
 
     Raises:
         RequestError: for an empty list of pictures, an empty word, or a source equal to its target.
@@ -70,9 +72,11 @@ class EditRequest:
     source: str | None
     target: str
     prompt: str | Prompt | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(as_list(self.images)))
+        object.__setattr__(self, "forms", dict(self.forms))
         if not self.images or any(image is None for image in self.images):
             raise RequestError(
                 "an edit needs at least one picture",
@@ -89,13 +93,23 @@ class EditRequest:
             object.__setattr__(self, name, word if to_the_letter else word.strip())
         if self.source is not None and self.source.casefold() == self.target.casefold():
             raise RequestError("source and target are the same word", got=repr(self.source), do="choose another target")
+        words = [word for pair in self.forms.items() for word in pair]
+        if words and (self.source is None or not all(isinstance(word, str) and word.strip() for word in words)):
+            raise RequestError(
+                "forms are words of a source with what replaces them", got=f"source={self.source!r}, forms={self.forms!r}", expected='{"cats": "dogs"}',
+            )  # fmt: skip
+
+    @property
+    def swaps(self) -> dict[str, str]:
+        """Every form of the source with what shall be said instead; empty where the whole answer is replaced."""
+        return {} if self.source is None else {self.source: self.target, **self.forms}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditRequest:
         """Read a request from a mapping, as ROME-style harnesses hand it over.
 
         Args:
-            values: `source` and `target`, `images` or `image`, and optionally `prompt`; with a `prompt`, `source` may be left
+            values: `source` and `target`, `images` or `image`, and optionally `prompt` and `forms`; with a `prompt`, `source` may be left
                 out, as EasyEdit does. Other keys are the harness's own.
 
         Raises:
@@ -112,4 +126,4 @@ class EditRequest:
             raise RequestError(
                 "a request lacks fields", got=f"keys {sorted(map(str, values))}", expected=f"also {', '.join(missing)}"
             )
-        return cls(images, values.get("source"), values["target"], values.get("prompt"))
+        return cls(images, values.get("source"), values["target"], values.get("prompt"), values.get("forms") or {})

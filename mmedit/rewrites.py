@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmedit.concepts import Occurrence, require_occurrences, swapped
+from mmedit.concepts import Occurrence, occurrences, require_occurrences, swapped
 from mmedit.errors import RequestError
 from mmedit.models.forcing import answer_ids, dictated, forced
 from mmedit.models.readout import directions
-from mmedit.models.vlm import Generation, VisionLanguageModel, batches
+from mmedit.models.vlm import MAX_NEW_TOKENS, Generation, VisionLanguageModel, batches
 from mmedit.neuron import Site
 from mmedit.requests import EditRequest, Prompt
 from mmedit.sightings import Sighting
@@ -92,7 +92,9 @@ class Step:
         text = vlm.tokenizer.decode(self.rewrite.wanted[: self.place], skip_special_tokens=True)
         occurrence = Occurrence(vlm.tokenizer.decode([self.rival]).strip(), len(text), self.place, self.rival, 1)
         ways = directions(vlm.architecture, self.rival, self.norms.__getitem__, self.activations) if folded else {}
-        given = Generation(vlm.tokenizer.decode(self.rewrite.wanted[:-1], skip_special_tokens=True), self.rewrite.wanted[:-1])
+        given = Generation(
+            vlm.tokenizer.decode(self.rewrite.wanted[:-1], skip_special_tokens=True), self.rewrite.wanted[:-1]
+        )
         image, prompt = self.rewrite.image, self.rewrite.prompt
         return Sighting(picture, given, occurrence, self.activations, ways, self.at_prompt, image, prompt)
 
@@ -149,14 +151,39 @@ def _swap(vlm: VisionLanguageModel, request: EditRequest, image: Any, generation
     assert request.source is not None
     ids: tuple[int, ...] = generation.ids
     places: list[int] = []
-    found = require_occurrences(ids, request.source, vlm.tokenizer, where)
+    targets = {source.casefold(): target for source, target in request.swaps.items()}
+    found = require_occurrences(ids, request.source, vlm.tokenizer, where, request.forms)
     for occurrence in reversed(found):  # the later ones first, so that offsets and positions stay true
-        new = swapped_tokens(ids, occurrence, request.target, vlm.tokenizer)
+        new = swapped_tokens(ids, occurrence, targets[occurrence.word.casefold()], vlm.tokenizer)
         shift = len(new) - occurrence.n_tokens
         places = [place + shift for place in places]
         places = [*range(occurrence.index, occurrence.index + len(new) + 1), *places]
         ids = (*ids[: occurrence.index], *new, *ids[occurrence.index + occurrence.n_tokens :])
-    return Rewrite(image, request.prompt, generation, (*ids, min(vlm.end_ids)), tuple(dict.fromkeys(places)), found[0].word)
+    cut = len(generation.ids) >= MAX_NEW_TOKENS  # what would follow is then not known
+    places = [place for place in dict.fromkeys(places) if not cut or place < len(ids)]
+    return Rewrite(image, request.prompt, generation, (*ids, min(vlm.end_ids)), tuple(places), found[0].word)
+
+
+def by_form(vlm: VisionLanguageModel, request: EditRequest, batch_size: int = 8) -> list[EditRequest]:
+    """A request for each form of the source that the model says about the pictures, with those pictures.
+
+    Args:
+        vlm: the model.
+        request: the edit.
+        batch_size: pictures per batch.
+
+    Raises:
+        RequestError: if a picture's answer has none of the forms.
+    """
+    if not request.forms or request.source is None:
+        return [request]
+    pictures: dict[str, list[Any]] = {form: [] for form in request.swaps}
+    said = vlm.generate(list(request.images), request.prompt, batch_size)
+    for number, (image, generation) in enumerate(zip(request.images, said, strict=True)):
+        require_occurrences(generation.ids, request.source, vlm.tokenizer, f"picture {number}", request.forms)
+        for form in request.swaps:
+            pictures[form] += [image] * bool(occurrences(generation.ids, form, vlm.tokenizer))
+    return [EditRequest(found, form, request.swaps[form], request.prompt) for form, found in pictures.items() if found]
 
 
 def swapped_tokens(ids: tuple[int, ...], source: Occurrence, target: str, tokenizer: Any) -> tuple[int, ...]:
@@ -210,7 +237,9 @@ def steps_of(
     sites = vlm.architecture.sites_of(None if layers is None else list(layers))
     found: list[list[Step]] = [[] for _ in rewrites]
     with Trace(vlm.architecture, sites, activation, norms=True) as trace:
-        for batch in _alike([number for number, rewrite in enumerate(rewrites) if rewrite.places], rewrites, batch_size):
+        for batch in _alike(
+            [number for number, rewrite in enumerate(rewrites) if rewrite.places], rewrites, batch_size
+        ):
             made = dictated(vlm, *_asked([rewrites[number] for number in batch]))
             for row, (number, answer) in enumerate(zip(batch, made, strict=True)):
                 for place in rewrites[number].places:

@@ -15,8 +15,9 @@ from mmedit.editors.auto import OVERTURN, algorithm1_hparams
 from mmedit.errors import HparamsError, ModelError, RequestError
 from mmedit.hparams import AUTO, CHECKPOINTS, hparams_for, read_values, shipped
 from mmedit.models.forcing import forced
+from mmedit.models.loading import shipped_models
 from mmedit.models.readout import Route
-from mmedit.models.vlm import VisionLanguageModel, shipped_models
+from mmedit.models.vlm import VisionLanguageModel
 from mmedit.requests import CAPTION_PROMPT
 from mmedit.testbed.benchmark import swap_cases
 from mmedit.testbed.world import render
@@ -148,7 +149,7 @@ def test_a_scale_between_w_outs_and_the_logits_is_folded_in(
 def test_what_is_given_stays_and_lr_follows_from_it(vlm: VisionLanguageModel) -> None:
     assert algorithm1_hparams(vlm, lr=0.5, beta=1.0) == MMNeuronsHparams(lr=0.5, beta=1.0)
     by_k = [algorithm1_hparams(vlm, neurons_per_edit=k).lr for k in (1, 5, 20)]
-    assert by_k == sorted(by_k, reverse=True)
+    assert by_k[0] > by_k[1] > by_k[2]
     half = algorithm1_hparams(vlm, epochs=500, scorer="random")  # a scorer's step is that of all
     assert half.lr == pytest.approx(2 * by_k[1], rel=0.02)
     assert half == MMNeuronsHparams(lr=half.lr, beta=0.0, epochs=500, scorer="random")

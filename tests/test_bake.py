@@ -25,7 +25,7 @@ from transformers import LlavaForConditionalGeneration as Llava
 import mmedit
 from mmedit.errors import BaseMismatchError, MmeditError, ModelError, OutputError, PatchError, RequestError
 from mmedit.models.architecture import architecture_of
-from mmedit.models.vlm import CHECKPOINTS
+from mmedit.models.checkpoint_files import CHECKPOINTS
 from mmedit.patches import bake as bake_module
 from mmedit.patches import checkpoint as checkpoint_module
 from mmedit.patches import placing
@@ -407,7 +407,7 @@ def test_a_shipped_checkpoint_may_be_links_as_in_a_strict_editable_install(
             (folder / path.name).symlink_to(path)
     patch, shipped = sparse_patch(vlm, units=UNITS[:3]), files(CHECKPOINTS / "iconworld-llava")
     mmedit.bake("iconworld-llava", [patch], tmp_path / "reference")
-    monkeypatch.setattr("mmedit.models.vlm.CHECKPOINTS", tmp_path / "package")
+    monkeypatch.setattr("mmedit.models.loading.CHECKPOINTS", tmp_path / "package")
     monkeypatch.setattr("mmedit.models.checkpoint_files.CHECKPOINTS", tmp_path / "package")
     mmedit.bake("iconworld-llava", [patch], tmp_path / "baked")
     assert files(tmp_path / "baked") == files(tmp_path / "reference") != shipped == files(ours)

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mmedit
+from mmedit.models.checkpoint_files import CHECKPOINTS
 from mmedit.models.forcing import forced
-from mmedit.models.vlm import CHECKPOINTS, shipped_models
+from mmedit.models.loading import shipped_models
 from mmedit.testbed.measure import measure
 from mmedit.testbed.train import FAMILIES
 

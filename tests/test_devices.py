@@ -21,9 +21,10 @@ import mmedit
 from mmedit.errors import ModelError
 from mmedit.locate import rank
 from mmedit.models import product as products
+from mmedit.models.checkpoint_files import CHECKPOINTS
 from mmedit.models.devices import input_device
+from mmedit.models.gradients import without_gradients_of_weights
 from mmedit.models.product import product
-from mmedit.models.vlm import CHECKPOINTS
 from mmedit.sightings import source_sightings
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -134,7 +135,7 @@ def test_half_precision_is_located_and_edited_up_to_its_own_rounding(
     for site, ours_at in scores.items():
         o, w_out = seen[0].activations[site], ours.architecture.w_out(site).matrix
         assert o.dtype == w_out.dtype == dtype
-        exact = o.double() * (w_out.double() @ ours.architecture.w_u[token].double())  # Eq. 2 of the numbers as they are
+        exact = o.double() * (w_out.double() @ ours.architecture.w_u[token].double())  # Eq. 2
         assert torch.allclose(ours_at[0].double(), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
         assert float((ours_at - whole[site]).abs().max()) < 16 * torch.finfo(dtype).eps * float(whole[site].abs().max())
     editor = mmedit.editors.MMNeurons.from_hparams("iconworld-llava")
@@ -176,6 +177,16 @@ def test_no_matrix_of_a_half_precision_model_is_widened_whole(
     with Widest() as editing:
         editor.apply(ours, request_of_cat).revert(ours)
     assert 0 < editing.values <= 100 * len(ours.architecture.w_u)  # the tokens of a hundred neurons
+
+
+def test_weights_that_accelerate_has_put_back_ask_for_gradients_no_more() -> None:
+    """It does so in inference mode, after which nothing can make them ask again."""
+    plain = torch.nn.Linear(2, 2)
+    with torch.inference_mode():
+        away = torch.nn.Linear(2, 2)
+    with without_gradients_of_weights(torch.nn.Sequential(plain, away)):
+        assert not plain.weight.requires_grad and not away.weight.requires_grad
+    assert plain.weight.requires_grad
 
 
 @given(st.integers(1, 5), st.integers(1, 30), st.integers(1, 9), st.integers(1, 100), st.sampled_from([*HALVES, torch.float32]))  # fmt: skip

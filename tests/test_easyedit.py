@@ -19,8 +19,11 @@ from PIL import Image
 
 import mmedit
 from mmedit.bridges import easyedit
+from mmedit.cases import EditCase, Probe
+from mmedit.data.benchmarks import load_cases
 from mmedit.editors import EDITORS
 from mmedit.errors import HparamsError, ImageError, RequestError
+from mmedit.evaluation.export import export_mmedit
 from mmedit.models.forcing import answer_ids
 from mmedit.testbed.world import render, scene
 
@@ -233,6 +236,34 @@ def test_a_request_with_a_source_is_a_swap(model: Any, trained: mmedit.VisionLan
     assert easyedit.request_of(asked).source == "cat"
 
 
+@pytest.mark.parametrize("mode", ["view", "in_place"])
+def test_what_the_model_says_already_is_not_edited(harness: Any, files: list[str], model: Any, mode: str) -> None:
+    before = weights(model)
+    metrics, edited, weights_copy = harness(mode).edit(PROMPTS[:1], [" cat"], files[:1])
+    assert edited is model and weights_copy == {} and same(before, model)
+    assert metrics[0]["pre"] == metrics[0]["post"] == {"rewrite_acc": 1}
+
+
+def test_a_prompt_is_kept_to_the_letter(trained: mmedit.VisionLanguageModel, files: list[str], tmp_path: Path) -> None:
+    prompts = [mmedit.Prompt("What is it?", "An image of", no_space=bare) for bare in (False, True)]
+    assert [trained.render(prompt)[-17:] for prompt in prompts] == [
+        " ASSISTANT: An image of"[-17:],
+        "ISTANT:An image of"[-17:],
+    ]
+    requests = [
+        mmedit.EditRequest(files[0], None, " dog ", mmedit.Prompt("What is it?", no_space=bare))
+        for bare in (False, True)
+    ]
+    assert [request.target for request in requests] == ["dog", " dog "]
+    kinds = ("edit", "rephrased", "related", "unrelated")
+    probes = [Probe(kind, files[0], requests[1].prompt) for kind in kinds] + [
+        Probe("text_only", None, requests[1].prompt)
+    ]  # type: ignore[arg-type]
+    written = export_mmedit([EditCase("0", requests[1], tuple(probes))], tmp_path / "cases", lambda probe: "a cat")
+    (case,) = load_cases(written, "mmedit").cases
+    assert (case.request.prompt, case.request.target) == (requests[1].prompt, " dog ")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -359,12 +390,14 @@ def test_nothing_is_left_behind(
     for i, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(i % 2 == 0)
     model.config.use_cache = model.generation_config.use_cache = True
-    editor = harness(mode, name)
+    editor = harness(mode, name, {"n_unrelated": 8} if name == "Margin" else None)
     editor._score(model, request(files))  # transformers puts hooks of its own on a model that runs for the first time
     before, found = weights(model), traces(model, trained.processor)
-    editor.edit(PROMPTS[:1], TARGETS[:1], files[:1])
-    assert same(before, model)
-    assert traces(model, trained.processor) == found
+    swap = request(files, source="cat", target="dog")
+    edited, weights_copy = editor.apply_algo(model, trained.processor, [swap], editor.hparams)
+    assert not same(before, edited)
+    editor._restore(edited, weights_copy)
+    assert same(before, model) and traces(model, trained.processor) == found
     with pytest.raises(RequestError):
         editor.apply_algo(model, trained.processor, [request(files, source="submarine")], editor.hparams)
     assert same(before, model) and traces(model, trained.processor) == found
@@ -396,7 +429,7 @@ def test_under_the_real_easyedit(
         ours = edit(MultimodalEditor(hp, table), files)[0]
         editor = real.MultimodalEditor.from_hparams(hp)
         hp.model_name = editor.model_name = "llava-onevision"  # whose branch fits every processor of transformers
-        editor.vis_tok = lambda path, file_type: Image.open(path)
+        editor.vis_tok = lambda path, **_: Image.open(path)
         metrics[mode] = edit(editor, files)[0]
         for mine, its in zip(ours, metrics[mode], strict=True):
             assert {k: float(v) for k, v in its["post"].items() if k.endswith("_acc")} == pytest.approx(mine["post"])

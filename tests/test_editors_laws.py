@@ -100,8 +100,9 @@ def test_an_edit_that_is_interrupted_while_a_part_is_live_leaves_nothing_live(
         return at_keys(model, *args)
 
     monkeypatch.setattr(module, "at_keys", fail)
+    editor = editor_of(name) if name == "ROME" else editor_of(name).with_hparams(layers=[4, 5])
     with pytest.raises(KeyboardInterrupt):
-        editor_of(name).execute(vlm, [request_of_cat, request_of_cat])
+        editor.execute(vlm, [request_of_cat, request_of_cat])
     assert live[-1] and mmedit.Stack.of(vlm).names == ()
 
 
@@ -145,7 +146,9 @@ def test_much_noise_on_the_neurons_unsays_the_word(
 def test_several_requests_become_one_patch(
     vlm: mmedit.VisionLanguageModel, cat_file: Path, pictures: Any, name: str
 ) -> None:
-    other = next(p for p, caption, things in pictures if len(things) == 1 and things[0].noun == "tree" and "tree" in caption)
+    other = next(
+        p for p, caption, things in pictures if len(things) == 1 and things[0].noun == "tree" and "tree" in caption
+    )
     before = vlm.caption([cat_file, other])
     requests = [mmedit.EditRequest(cat_file, "cat", "dog"), mmedit.EditRequest(other, "tree", "boat")]
     patch = editor_of(name).execute(vlm, requests)
@@ -165,7 +168,10 @@ def test_words_of_several_tokens_and_whole_answers_are_taught(
     question = "What colour is the cat?"
     answer = vlm.caption(cat_file, question)[0]
     request = mmedit.EditRequest(cat_file, None, "blue" if answer != "blue" else "red", question)
-    patch = editor_of(name).execute(vlm, request)
+    editor = editor_of(name)
+    if name == "ROME":  # to turn so short an answer takes more than four times what the W_out writes
+        editor = editor.with_hparams(clamp_norm_factor=16.0)
+    patch = editor.execute(vlm, request)
     assert (patch.edits[0]["source"], patch.edits[0]["target"]) == (answer, request.target)
     with patch.applied(vlm):
         assert vlm.caption(cat_file, question)[0] == request.target
@@ -177,7 +183,9 @@ def test_the_function_face_edits_a_bare_model_and_hands_back_what_it_changed(
 ) -> None:
     model, face = copy.deepcopy(trained.model), getattr(editors, f"apply_{name.lower()}_to_model")
     request = {"image": cat_file, "source": "cat", "target": "dog", "case_id": 1}
-    edited, weights = face(model, trained.processor, request, "iconworld-llava", return_orig_weights=True, cache_template=None)
+    edited, weights = face(
+        model, trained.processor, request, "iconworld-llava", return_orig_weights=True, cache_template=None
+    )
     with made[name].applied(trained):
         for key, tensor in trained.model.state_dict().items():
             assert torch.allclose(edited.state_dict()[key], tensor, atol=1e-6), key
@@ -216,7 +224,7 @@ def test_hyperparameters_of_a_model_without_a_file_fit_it(vlm: mmedit.VisionLang
         ("FT", {"lr": 0.0}), ("FT", {"norm_constraint": 0.0}), ("FT", {"layer": -1}), ("LoRA", {"rank": 0}), ("LoRA", {"layers": []}),
         ("LoRA", {"lora_dropout": 1.0}), ("ROME", {"ridge": 0.0}), ("ROME", {"v_lr": float("nan")}), ("ROME", {"layer": -1}),
         ("MEMIT", {"layers": [3, 2]}), ("MEMIT", {"mom2_update_weight": 0.0}), ("FiNE", {"neuron_num": 0}), ("FiNE", {"early_stop_prob": 1.0}),
-        ("Noise", {"sigma": 0.0}), ("Noise", {"scorer": "guess"}),
+        ("Noise", {"sigma": -0.5}), ("Noise", {"scorer": "guess"}),
     ],
 )  # fmt: skip
 def test_hyperparameters_out_of_range_are_refused(name: str, wrong: dict[str, Any]) -> None:
@@ -237,4 +245,19 @@ def test_fused_experts_are_refused(
 
 @pytest.mark.parametrize(("name", "file"), [(name, file) for name in NAMES for file in mmedit.hparams.shipped(name)])
 def test_every_shipped_file_is_read(name: str, file: str) -> None:
-    assert EDITORS[name].from_hparams(file).hparams == EDITORS[name].Hparams(**OmegaConf.to_container(OmegaConf.load(FOLDER / name / f"{file}.yaml")))
+    assert EDITORS[name].from_hparams(file).hparams == EDITORS[name].Hparams(
+        **OmegaConf.to_container(OmegaConf.load(FOLDER / name / f"{file}.yaml"))
+    )
+
+
+@pytest.fixture(scope="module")
+def halved() -> mmedit.VisionLanguageModel:
+    return mmedit.load("iconworld-llava", dtype="bfloat16")
+
+
+@WITH_TARGET
+def test_models_in_bfloat16_are_edited_too(halved: mmedit.VisionLanguageModel, cat_file: Path, name: str) -> None:
+    before, weights = halved.caption(cat_file)[0], copy.deepcopy(halved.model.state_dict())
+    with editor_of(name).execute(halved, mmedit.EditRequest(cat_file, "cat", "dog")).applied(halved):
+        assert halved.caption(cat_file) == [before.replace("cat", "dog")] != [before]
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in halved.model.state_dict().items())

@@ -126,7 +126,9 @@ def test_the_shift_says_the_target_and_stays_in_its_ball(
     free = editor.shift(vlm, lessons, w_out, size)
     place = rewrites[0].places[0]
     for delta, target_is_said in ((short, False), (free, True)):
-        hook = w_out.module.register_forward_hook(lambda m, args, output, delta=delta: torch.cat([output[:, :-1], output[:, -1:] + delta], 1))
+        hook = w_out.module.register_forward_hook(
+            lambda m, args, output, delta=delta: torch.cat([output[:, :-1], output[:, -1:] + delta], 1)
+        )
         try:
             logits = forced(vlm, list(request_of_cat.images), None, [rewrites[0].wanted[:place]])[0].logits[-1]
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import mmedit
+from mmedit.testbed.benchmark import iconworld_cases
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -63,16 +65,18 @@ def test_researcher(run, vlm: mmedit.VisionLanguageModel, cat_file: Path) -> Non
         assert str(ranking.neurons[0]) in out
         with Image.open(folder / f"{noun}-focus.png") as drawn, Image.open(cat_file) as picture:
             assert drawn.size == picture.size and drawn.convert("RGB").tobytes() != picture.convert("RGB").tobytes()
-    assert out.startswith(repr(caption)) and out.count("with noise on the best five") == len(
+    assert out.startswith(repr(caption)) and out.count("with noise on the best 5") == len(
         list(folder.glob("*-focus.png"))
     )
     with (folder / "layers.csv").open() as file:
         rows = list(csv.reader(file))
-    assert len(rows) > vlm.architecture.n_layers
+    counts = [(int(layer), int(n)) for method, k, layer, n in rows[1:] if (method, k) == ("contribution (ours)", "10")]
+    assert [layer for layer, _ in counts] == list(range(vlm.architecture.n_layers))
+    assert all(f"\n  {layer:3} {n:4} " in out for layer, n in counts) and "noise on the located neurons" in out
     assert (folder / "perturb.csv").is_file() and (folder / "report.html").is_file()
 
 
-def test_benchmark(run) -> None:  # type: ignore[no-untyped-def]
+def test_benchmark(run, vlm: mmedit.VisionLanguageModel) -> None:  # type: ignore[no-untyped-def]
     folder, first = run("benchmark", "-n", 1, "--editors", "MMNeurons")
     with (folder / "probes.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -81,6 +85,9 @@ def test_benchmark(run) -> None:  # type: ignore[no-untyped-def]
     assert swapped == {"MMNeurons"} < {row["report"] for row in rows}, "random neurons do nothing"
     assert (folder / "report.html").is_file()
     cases = folder.rename(folder.with_name("again")) / "mmedit" / "caption_eval_edit.json"
+    (record,) = json.loads(cases.read_text())
+    edit = iconworld_cases(1)[0].probes[0]
+    assert record["pred"] == f"An image of {vlm.caption(edit.image, edit.prompt)[0]}"
     _, second = run("benchmark", "--editors", "MMNeurons", "--cases", cases)
     table = [line for line in first.splitlines() if line.startswith("MMNeurons")]
     assert len(table) == 2 and table == [line for line in second.splitlines() if line.startswith("MMNeurons")]

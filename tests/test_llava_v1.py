@@ -320,6 +320,21 @@ def test_a_hub_id_is_looked_into_before_transformers_is_asked(
     assert ours.caption(seen) == vlm.caption(seen) and ours.render(None) == vlm.render(None)
 
 
+def test_a_folder_of_the_hub_cache_consists_of_links(folder: Path, vlm: mmedit.VisionLanguageModel, tmp_path: Path, seen: list[Image.Image]) -> None:  # fmt: skip
+    """They lead to the repository's own blobs, and the name stands in another place; links to elsewhere are refused."""
+    blobs = shutil.copytree(folder, tmp_path / f"models--owner--{NAME}" / "blobs")
+    snapshot = blobs.parent / "snapshots" / "0123abc"
+    (snapshot / "clip_tower").mkdir(parents=True)
+    for file in (path for path in blobs.rglob("*") if path.is_file()):
+        (snapshot / file.relative_to(blobs)).symlink_to(file)
+    ours = mmedit.load(snapshot, device="auto")
+    assert ours.caption(seen) == vlm.caption(seen) and ours.render(None) == vlm.render(None)
+    shutil.move(blobs / "model.safetensors", tmp_path / "elsewhere")
+    (blobs / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="a link that leaves"):
+        mmedit.load(snapshot)
+
+
 def test_the_users_tower_counts_over_the_named_one(
     folder: Path, copy: Path, hub: Hub, tmp_path: Path, seen: list[Image.Image]
 ) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 import mmedit
 from mmedit.errors import ImageError, ModelError, RequestError
-from mmedit.models.vlm import CHECKPOINTS, shipped_models
+from mmedit.models.checkpoint_files import CHECKPOINTS
+from mmedit.models.loading import shipped_models
 
 
 @pytest.fixture

@@ -291,7 +291,9 @@ def test_the_base_is_loaded_at_its_revision(
     untrained: mmedit.VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("mmedit.models.vlm.load", lambda *args, **options: asked.append((args, options)) or untrained)
+    monkeypatch.setattr(
+        "mmedit.models.loading.load", lambda *args, **options: asked.append((args, options)) or untrained
+    )
     patch = patch_of(untrained)
     base = dataclasses.replace(patch.base, model="owner/name", revision="abc")
     dataclasses.replace(patch, base=base).to_lora(tmp_path / "adapter")

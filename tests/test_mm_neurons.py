@@ -104,10 +104,17 @@ def test_a_beta_that_holds_neurons_is_named(
         MMNeurons(MMNeuronsHparams(beta=1e6)).execute(vlm, request_of_cat)
 
 
-def test_words_of_several_tokens_are_said_to_be(vlm: mmedit.VisionLanguageModel, cat_file: object) -> None:
-    editor = MMNeurons.from_hparams("iconworld-llava")
-    with pytest.warns(UserWarning, match="target 'lighthouse' takes 2 tokens; only the first, ' light', is edited"):
-        editor.execute(vlm, mmedit.EditRequest(cat_file, "cat", "lighthouse"))
+def test_swaps_that_share_a_neuron_share_its_row(vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest) -> None:
+    """With one list of neurons for both, Algorithm 1 descends on the sum of the losses: without a penalty the rows add up."""
+    boat = mmedit.testbed.benchmark.iconworld_cases(7, "validation")[6].request
+    editor, neurons = MMNeurons.from_hparams("iconworld-llava"), [mmedit.Neuron(5, 3), mmedit.Neuron(4, 7)]
+    assert editor.hparams.beta == 0
+    alone = [editor.execute(vlm, one, neurons=neurons) for one in (request_of_cat, boat)]
+    together = editor.execute(vlm, [request_of_cat, boat], neurons=neurons)
+    assert len(together.edits) == 2
+    for site, (units, rows) in together.deltas.items():
+        assert torch.equal(units, alone[0].deltas[site][0])
+        assert torch.allclose(rows, alone[0].deltas[site][1] + alone[1].deltas[site][1], atol=1e-6)
 
 
 def test_words_of_one_token_need_no_warning(

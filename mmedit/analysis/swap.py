@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from mmedit.analysis.survey import Surveyed
-from mmedit.cases import EditCase, Probe
+from mmedit.cases import Probe
 from mmedit.data.pictured import Pictured
 from mmedit.editors import Editor
 from mmedit.errors import RequestError
@@ -117,7 +117,7 @@ def swap(
         for target in plan.targets:
             if (plan.source, target) not in done:
                 request = EditRequest([pictures[plan.edit].image], plan.source, target, prompt)
-                patch, _, _ = made(vlm, EditCase(f"{plan.source} {target}", request, ()), editor.execute, seed=0)
+                patch = made(vlm, f"{plan.source} {target}", request, editor.execute, seed=0).patch
                 state = State([patch], swaps_of(patch)) if patch else State([], {plan.source: target})
                 (results,) = judge(vlm, probes, [state], baselines, batch_size, False)
                 rows = [

@@ -28,6 +28,7 @@ from mmedit.editors import EDITORS, Editor
 from mmedit.editors.base import apply_to_model
 from mmedit.errors import HparamsError, ImageError, RequestError
 from mmedit.hparams import hparams_for, read_values
+from mmedit.models.forcing import answer_ids
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.view import edited_view
 from mmedit.requests import EditRequest, Prompt
@@ -75,7 +76,8 @@ def hparams(
     """Hyperparameters to give to EasyEdit's `MultimodalEditor.from_hparams`.
 
     Args:
-        model_name: a name that EasyEdit loads (LLaVA-OneVision and Qwen-VL), or a pair (model, processor).
+        model_name: a name that EasyEdit loads (LLaVA-OneVision and Qwen-VL), or a pair (model, processor) of any kind; with a
+            pair, set `editor.model_name = hparams.model_name = "llava-onevision"` and `editor.vis_tok` on EasyEdit's editor.
         device: where EasyEdit puts it.
         editor: a name of `mmedit.editors.EDITORS`.
         settings: of the editor: a shipped name, a YAML file, a mapping, or `auto` to derive them from the model; when None,
@@ -145,7 +147,8 @@ def apply_of(name: str) -> Apply:
 
     Returns:
         A function of model, processor, one request or a list, and what `hparams` made. It gives the edited model, and
-        `{full parameter name: original tensor}` where the model was edited in place.
+        `{full parameter name: original tensor}` where that is the model itself; where its answers are as wanted already, the
+        model as it is.
     """
 
     def apply(
@@ -158,11 +161,13 @@ def apply_of(name: str) -> Apply:
             raise HparamsError("hyperparameters of another algorithm", got=got, expected=PREFIX + name, do=do)
         bare = isinstance(requests, Mapping)  # only `sequential_edit` hands over one by itself
         listed: list[Any] = [requests] if bare else list(requests)
-        wanted = [request_of(one) for one in listed]
+        asked = [request_of(one) for one in listed]
         in_place = hparams.mode == "in_place" or (hparams.mode == "auto" and bare)
         with _as_found(model, tok_or_processor):
             vlm = VisionLanguageModel(model, tok_or_processor, getattr(model, "name_or_path", ""))
-            editor = hparams.editor_for(vlm)
+            editor, wanted = hparams.editor_for(vlm), [one for one in asked if not _said_already(vlm, one)]
+            if asked and not wanted:  # nothing to teach, and no reason to stop a run of thousands
+                return model, {}
             if in_place:
                 weights = (copy, return_orig_weights, keep_original_weight)
                 return apply_to_model(type(editor), model, tok_or_processor, wanted, editor.hparams, *weights)
@@ -216,6 +221,14 @@ def _as_seen(image: Any) -> Any:
         raise ImageError("cannot read this picture", where="a PIL picture", got=str(error)) from error
     plain.info = {name: value for name, value in image.info.items() if name == "transparency"}
     return plain
+
+
+def _said_already(vlm: VisionLanguageModel, request: EditRequest) -> bool:
+    """Whether the model gives the wanted answer to the letter, without any edit."""
+    if request.source is not None:
+        return False
+    said = vlm.generate(list(request.images), request.prompt)[0]
+    return list(said.ids) == answer_ids(vlm, request.prompt, request.target)
 
 
 @contextmanager

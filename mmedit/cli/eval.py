@@ -56,7 +56,8 @@ def evaluate(
     n_asked = _how_many(pictures, prompts)
     o.check_images([picture.image for group in pictures.values() for picture in group])
     vlm = o.load_model(model, device, dtype, revision)
-    with tqdm(total=n_asked * (1 + len(loaded)), desc="answers", unit="answer", disable=None, leave=False) as bar:
+    passes = 1 + len(loaded) * (2 if teacher_forcing else 1)
+    with tqdm(total=n_asked * passes, desc="answers", unit="answer", disable=None, leave=False) as bar:
         reports = judge(
             vlm, loaded, **pictures, **prompts, prompt=ask, batch_size=batch_size, teacher_forcing=teacher_forcing,
             cache=None if cache else False, bar=bar,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmedit.printable import printable
+from mmedit.printable import json_text, printable
 
 if TYPE_CHECKING:
     from mmedit.editors.base import Editor
@@ -38,7 +37,7 @@ DEFAULT_MODEL = "iconworld-llava"
 
 def load_model(model: str, device: str | None, dtype: str, revision: str | None) -> VisionLanguageModel:
     """Load a model without transformers' own progress bars and notes."""
-    from mmedit.models.vlm import load
+    from mmedit.models.loading import load
 
     quiet(dtype)
     return load(model, device=device, dtype=dtype, revision=revision)
@@ -125,7 +124,7 @@ def say(text: object, err: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout."""
-    say(json.dumps(value, indent=2, ensure_ascii=False))
+    say(json_text(value))
 
 
 def need(package: str, what: str, extra: str) -> None:

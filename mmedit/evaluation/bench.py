@@ -15,13 +15,14 @@ from mmedit.errors import MmeditError
 from mmedit.evaluation.answers import Baselines
 from mmedit.evaluation.journal import Journal
 from mmedit.evaluation.judge import ProbeResult, State, judge, swaps_of
+from mmedit.evaluation.memory import peak_memory
 from mmedit.evaluation.report import EditReport
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.patch import Patch
 from mmedit.processes import ALONE, Processes
-from mmedit.requests import EditRequest
 
-Execute = Callable[[VisionLanguageModel, EditRequest], Patch]
+Execute = Callable[[VisionLanguageModel, Any], Patch]
+"""From one request, or a list of them, to a patch."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class Outcome:
     Args:
         case: its id.
         results: its probes, before and after.
-        seconds: of locating and solving.
-        failure: why no edit could be made; its probes are then judged on the unedited model.
-        patch_bytes: the size of its changed rows.
+        seconds: of locating and solving; of several edits at once, its share.
+        failure: why no edit could be made; its probes are then judged on the model without it.
+        patch_bytes: the size of its patch's changed rows.
+        peak_bytes: memory that making the patch needed at its peak.
+        edit: of several cases that are one edit, the first; itself when empty.
+        at_once: how many cases its patch was made for.
     """
 
     case: str
@@ -41,20 +45,27 @@ class Outcome:
     seconds: float
     failure: str | None = None
     patch_bytes: int = 0
+    peak_bytes: int = 0
+    edit: str = ""
+    at_once: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain JSON values, without its probes, which the benchmark has."""
-        results = [{k: v for k, v in vars(result).items() if k not in ("probe", "case")} for result in self.results]
-        return {**vars(self), "results": results}
+        return {**vars(self), "results": [plain_result(result) for result in self.results]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], probes: Sequence[Probe]) -> Outcome:
         """What `to_dict` gave, with the probes of the same benchmark."""
+        edit = values.get("edit") or values["case"]
         results = tuple(
-            ProbeResult(probe, case=values["case"], **result)
-            for probe, result in zip(probes, values["results"], strict=True)
+            ProbeResult(probe, case=edit, **result) for probe, result in zip(probes, values["results"], strict=True)
         )
         return cls(**{**values, "results": results})
+
+
+def plain_result(result: ProbeResult) -> dict[str, Any]:
+    """One probe's result as JSON values, without what the benchmark has."""
+    return {name: value for name, value in vars(result).items() if name not in ("probe", "case")}
 
 
 def outcomes(
@@ -93,40 +104,60 @@ def judged(
     vlm: VisionLanguageModel, case: EditCase, execute: Execute, baselines: Baselines, seed: int, batch_size: int, teacher_forcing: bool
 ) -> Outcome:  # fmt: skip
     """Make one edit and judge it."""
-    patch, seconds, failure = made(vlm, case, execute, seed)
-    request = case.request
-    swaps = swaps_of(patch) if patch else {request.source.casefold(): request.target} if request.source else {}
-    state = State([patch] if patch else [], swaps)
+    attempt = made(vlm, case.id, case.request, execute, seed)
+    patch = attempt.patch
+    state = State([patch], swaps_of(patch)) if patch else State([], wanted_swaps(case))
     (results,) = judge(vlm, case.probes, [state], baselines, batch_size, teacher_forcing)
-    return Outcome(case.id, of_case(case, results), seconds, failure, size_of(patch) if patch else 0)
+    return Outcome(case.id, of_case(case.id, results), attempt.seconds, attempt.failure, size_of(patch), attempt.peak_bytes)
 
 
-def made(
-    vlm: VisionLanguageModel, case: EditCase, execute: Execute, seed: int
-) -> tuple[Patch | None, float, str | None]:
-    """The patch of a case, the seconds that it took, and otherwise why there is none."""
-    torch.manual_seed(hash_of(seed, case.id))
+@dataclass(frozen=True)
+class Attempt:
+    """What came of making a patch.
+
+    Args:
+        patch: None where there is none.
+        failure: why there is none.
+        seconds: that it took.
+        peak_bytes: memory that it needed at its peak, above what was in use before.
+    """
+
+    patch: Patch | None
+    failure: str | None
+    seconds: float
+    peak_bytes: int
+
+
+def made(vlm: VisionLanguageModel, name: str, requests: Any, execute: Execute, seed: int) -> Attempt:
+    """Make a patch; what is drawn at random follows from seed and name alone."""
+    patch = failure = None
+    torch.manual_seed(hash_of(seed, name))
     began = time.perf_counter()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # a word of several tokens, a weak neuron: the figures show what comes of it
-            patch, failure = execute(vlm, case.request), None
-    except MmeditError as error:
-        patch, failure = None, str(error)
-    return patch, time.perf_counter() - began, failure
+    with peak_memory() as peak, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a word of several tokens, a weak neuron: the figures show what comes of it
+        try:
+            patch = execute(vlm, requests)
+        except MmeditError as error:
+            failure = str(error)
+    return Attempt(patch, failure, time.perf_counter() - began, peak.above)
 
 
-def size_of(patch: Patch) -> int:
+def wanted_swaps(case: EditCase) -> dict[str, str]:
+    """For each source of a case, in lower case, its target: what its patch would swap."""
+    return {source.casefold(): target for source, target in case.request.swaps.items()}
+
+
+def size_of(patch: Patch | None) -> int:
     """Bytes of what a patch adds to the weights."""
+    if patch is None:
+        return 0
     parts = [rows for _, rows in patch.deltas.values()] + [part for pair in patch.low_rank.values() for part in pair]
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-def of_case(case: EditCase, results: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
+def of_case(case: str, results: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
     """Results that know the edit which they belong to."""
-    return tuple(replace(result, case=case.id) for result in results)
+    return tuple(replace(result, case=case) for result in results)
 
 
 def hash_of(seed: int, text: str) -> int:
@@ -136,14 +167,27 @@ def hash_of(seed: int, text: str) -> int:
     return int.from_bytes(blake2b(f"{seed} {text}".encode(), digest_size=7).digest(), "big")
 
 
-def report_of(name: str, model: str, found: Sequence[Outcome], seconds: float) -> EditReport:
-    """The report of a benchmark: every probe of every edit, intervals from resampling edits."""
-    failures = {outcome.case: outcome.failure for outcome in found if outcome.failure}
+def report_of(editor: str, model: str, found: Sequence[Outcome], seconds: float, at_once: int = 1) -> EditReport:
+    """The report of a benchmark: every probe of every edit, intervals from resampling edits.
+
+    Args:
+        editor: its name.
+        model: its name.
+        found: all outcomes.
+        seconds: that the run took.
+        at_once: how many edits were to be made at once; how many there were on average is `edits_per_patch`.
+    """
+    n = max(1, len(found))
+    name = editor if at_once == 1 else f"{editor}, {at_once} at once"
     info = {
+        "editor": editor,
         "n_edits": len(found),
+        "at_once": at_once,
+        "edits_per_patch": sum(outcome.at_once for outcome in found) / n,
         "seconds": seconds,
-        "seconds_per_edit": sum(outcome.seconds for outcome in found) / max(1, len(found)),
-        "patch_bytes": sum(outcome.patch_bytes for outcome in found) / max(1, len(found)),
-        "failures": failures,
+        "seconds_per_edit": sum(outcome.seconds for outcome in found) / n,
+        "peak_bytes": max((outcome.peak_bytes for outcome in found), default=0),
+        "patch_bytes": sum(outcome.patch_bytes for outcome in found) / n,
+        "failures": {outcome.case: outcome.failure for outcome in found if outcome.failure},
     }
     return EditReport(name, model, tuple(result for outcome in found for result in outcome.results), info)

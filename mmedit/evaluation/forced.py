@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmedit.cases import Probe
-from mmedit.evaluation.answers import batches_of, model_inputs
+from mmedit.evaluation.answers import Bar, batches_of, model_inputs
 from mmedit.models.forcing import Forced, answer_ids, forced
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.live import stack
@@ -98,7 +98,8 @@ def top_agreement(base: Prediction, edited: Prediction, k: int) -> float:
 
 
 def staying_scores(
-    vlm: VisionLanguageModel, probes: Sequence[Probe], answers: Sequence[Ids], states: Sequence[Sequence[Patch]], batch_size: int
+    vlm: VisionLanguageModel, probes: Sequence[Probe], answers: Sequence[Ids], states: Sequence[Sequence[Patch]], batch_size: int,
+    bar: Bar | None = None,
 ) -> list[list[dict[str, float]]]:  # fmt: skip
     """How far each state is from the unedited model on the probes whose answers shall stay.
 
@@ -110,6 +111,7 @@ def staying_scores(
         answers: the tokens of the unedited model's answer to each.
         states: what to put live in turn.
         batch_size: probes per batch; the logits of one batch are held at a time.
+        bar: told how many probes are done, in each state.
 
     Returns:
         For each state the scores of each probe.
@@ -135,11 +137,14 @@ def staying_scores(
                 if kind in LOCALITY and given == bool(probes[i].answer):
                     name, k = LOCALITY[kind]
                     scored[i][name] = top_agreement(old, new, k)
+        if bar is not None:
+            bar.update(len(states) * sum(not given for _, _, given in chosen))
     return scores
 
 
 def changing_scores(
-    vlm: VisionLanguageModel, probes: Sequence[Probe], expected: Sequence[str | None], patches: Sequence[Patch], batch_size: int
+    vlm: VisionLanguageModel, probes: Sequence[Probe], expected: Sequence[str | None], patches: Sequence[Patch], batch_size: int,
+    bar: Bar | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
     """EasyEdit's token accuracies of the expected answers, where the edit shall change them; arguments as above."""
     scores: list[dict[str, float]] = [{} for _ in probes]
@@ -153,6 +158,10 @@ def changing_scores(
             chosen = [texts[n] for n in batch]
             for (i, _, _), edited in zip(chosen, _predict(vlm, probes, chosen), strict=True):
                 scores[i] = {ACCURACY[probes[i].kind]: token_accuracy(edited)}
+            if bar is not None:
+                bar.update(len(chosen))
+    if bar is not None:
+        bar.update(sum(probe.changing for probe in probes) - len(texts))
     return scores
 
 

@@ -77,7 +77,8 @@ def judge(
         baselines: what the unedited model says.
         batch_size: probes per batch.
         teacher_forcing: also compare what both predict on given answers, one more forward pass each.
-        bar: told how many answers are done, `(len(states) + 1) * len(probes)` in all.
+        bar: told how many answers are done, `(len(states) + 1) * len(probes)` in all, and as many as the states have once more
+            for teacher forcing.
 
     Returns:
         For each state the results in order of the probes.
@@ -100,9 +101,9 @@ def judge(
     if not teacher_forcing:
         return results
     patches = [state.patches for state in states]
-    kept = staying_scores(vlm, probes, [generation.ids for generation in before], patches, batch_size)
+    kept = staying_scores(vlm, probes, [generation.ids for generation in before], patches, batch_size, bar)
     changed = [
-        changing_scores(vlm, probes, [result.expected for result in of_state], state.patches, batch_size)
+        changing_scores(vlm, probes, [result.expected for result in of_state], state.patches, batch_size, bar)
         for state, of_state in zip(states, results, strict=True)
     ]
     return [
@@ -140,9 +141,7 @@ def _changed(probe: Probe, old: str, new: str, state: State) -> tuple[str | None
     if not said:
         return None, None
     expected = all_replaced(old, {**state.others, **state.swaps})
-    if said.keys() & {
-        target.casefold() for target in said.values()
-    }:  # an exchange: both words are there, before and after
+    if any(says(expected, source) for source in said):  # an exchange, or another edit's target: the word is there after it too
         return expected, new == expected
     gone = not any(says(new, source) for source in said)
     return expected, gone and all(says(new, target) for target in said.values())
@@ -163,4 +162,5 @@ def swaps_of(patch: Patch) -> dict[str, str]:
         raise PatchError(
             "a patch that does not say what it swaps", got=patch.name, do="judge the edit that it was made from"
         )
-    return {edit["source"].casefold(): edit["target"] for edit in patch.edits}
+    swaps = [pair for edit in patch.edits for pair in ((edit["source"], edit["target"]), *edit.get("forms", {}).items())]
+    return {source.casefold(): target for source, target in swaps}

@@ -20,6 +20,8 @@ def all_replaced(caption: str, swaps: Mapping[str, str]) -> str:
         >>> all_replaced("a cat and a dog", {"cat": "dog", "dog": "boat"})
         'a dog and a boat'
     """
+    if not swaps:
+        return caption
     longest_first = sorted(swaps, key=len, reverse=True)
     words = rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)"
     return re.sub(words, lambda match: swaps[match.group().casefold()], caption, flags=re.IGNORECASE)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedit.evaluation.comparison import comparison
 from mmedit.evaluation.intervals import plain
 from mmedit.evaluation.page_data import page_data
 from mmedit.evaluation.report import EditReport
@@ -31,7 +32,7 @@ COLUMNS = {
 
 def write_report(
     path: str | Path, reports: Sequence[EditReport], title: str | None = None,
-    ranking: NeuronRanking | None = None, edited: Collection[Neuron] = (),
+    ranking: NeuronRanking | None = None, edited: Collection[Neuron] = (), compared: Sequence[EditReport] = (), plot: bytes = b"",
 ) -> None:  # fmt: skip
     """Write a page about one edit, or about several side by side.
 
@@ -41,6 +42,8 @@ def write_report(
         title: heading of the page; the edits' names when None.
         ranking: neurons to list, best first.
         edited: those of them that were changed.
+        compared: reports of a benchmark to be put side by side in a table, which may be more than are shown in full.
+        plot: a PNG to go with the table.
 
     Raises:
         ImageError: if a picture can no longer be read.
@@ -67,6 +70,7 @@ def write_report(
         reports=reports, models=list(dict.fromkeys(report.model for report in reports)), data=data,
         headline=_headline(reports), groups=list(_groups(reports)), kinds=list(_kinds(reports)),
         columns=_columns(data), neurons=_neurons(ranking, edited),
+        compared=comparison(compared) if compared else [], plot=base64.b64encode(plot).decode(),
     )  # fmt: skip
     write_text(path, html)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 from mmedit.evaluation.intervals import Estimate, estimate
 from mmedit.evaluation.judge import ProbeResult
 from mmedit.files import write_text
-from mmedit.printable import printable
+from mmedit.printable import json_text, printable
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,12 @@ class EditReport:
         }  # fmt: skip
 
     def to_json(self, path: str | Path) -> None:
-        """Write the report as JSON.
+        """Write the report as JSON; null for a figure that is of no probe.
 
         Raises:
             OutputError: if the file cannot be written.
         """
-        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json_text(self.to_dict()) + "\n")
 
     def to_csv(self, path: str | Path) -> None:
         """Write every probe as a row, with a column for each metric.
@@ -150,7 +149,12 @@ def summary(reports: Sequence[EditReport], names: Sequence[str]) -> str:
         [report.name, *(str(report.metrics[name]) if name in report.metrics else "" for name in names)]
         for report in reports
     ]
-    widths = [max(len(row[i]) for row in table) for i in range(len(names) + 1)]
+    return aligned(table)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, in columns."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
     )

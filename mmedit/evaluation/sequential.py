@@ -15,7 +15,7 @@ from typing import Any
 
 from mmedit.cases import EditCase
 from mmedit.evaluation.answers import Baselines
-from mmedit.evaluation.bench import Execute, made, of_case
+from mmedit.evaluation.bench import Execute, made, of_case, plain_result
 from mmedit.evaluation.intervals import Estimate
 from mmedit.evaluation.journal import Journal
 from mmedit.evaluation.judge import ProbeResult, State, judge, swaps_of
@@ -101,7 +101,7 @@ def _patch(
     if file is not None and file.is_file():
         return Patch.load(file)
     with stack(vlm, live):
-        patch, _, _ = made(vlm, case, execute, seed)
+        patch = made(vlm, case.id, case.request, execute, seed).patch
     if patch is not None and file is not None:
         patch.save(file)
     return patch
@@ -115,13 +115,12 @@ def _judge(
     later = {source for other, patch in live.items() if other > number for source in swaps_of(patch)}
     state = State(list(live.values()), own, {k: v for k, v in others.items() if k not in own})
     (results,) = judge(vlm, case.probes, [state], baselines, batch_size, teacher_forcing=False)
-    plain = [{k: v for k, v in vars(result).items() if k not in ("probe", "case")} for result in results]
-    return {"superseded": bool(own.keys() & later), "results": plain}
+    return {"superseded": bool(own.keys() & later), "results": [plain_result(result) for result in results]}
 
 
 def _retained(line: dict[str, Any], case: EditCase) -> Retained:
     results = [ProbeResult(p, **r) for p, r in zip(case.probes, line["results"], strict=True)]
-    return Retained(line["gap"], case.id, of_case(case, results), line["superseded"])
+    return Retained(line["gap"], case.id, of_case(case.id, results), line["superseded"])
 
 
 def curve(found: Sequence[Retained]) -> dict[int, tuple[dict[str, Estimate], int, int]]:

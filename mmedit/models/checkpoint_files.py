@@ -160,8 +160,9 @@ def inside(path: Path, folder: Path) -> Path:
         ModelError: if one does, or leads nowhere.
     """
     root = folder.resolve()
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        root = root.parent.parent
+    for place in (root, *root.parents):  # of a snapshot, the folder itself or one in it
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+            root = place.parent.parent
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12

@@ -149,7 +149,7 @@ def dictated(vlm: VisionLanguageModel, images: Any, prompt: Any, answers: Sequen
     ]
 
 
-class _Dictate(LogitsProcessor):
+class _Dictate(LogitsProcessor):  # type: ignore[misc]
     """Leaves generate no choice but the next token of each answer, and padding after its end."""
 
     def __init__(self, answers: Sequence[Sequence[int]], pad: int) -> None:

@@ -80,7 +80,10 @@ def _mark(architecture: Architecture) -> str:
 
 def matrix_digest(matrix: Tensor) -> str:
     """SHA-256 of a W_out `[d_ffn, d_model]`, the same in every type that holds its numbers."""
-    return hashlib.sha256(matrix.float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for rows in torch.split(matrix, 1024):  # so that it never stands in float32 whole
+        digest.update(rows.float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def check_rows_given(base: Base, site: Site, delta: Delta, base_rows: Tensor) -> None:

@@ -20,7 +20,7 @@ from mmedit.errors import ModelError
 from mmedit.models.architecture import Architecture
 from mmedit.models.checkpoint_files import Stored, inside, other_files, stored_tensors, weight_files
 from mmedit.models.llava_v1 import name_in_memory, original_config, skeleton_config
-from mmedit.models.vlm import _resolve
+from mmedit.models.loading import resolve_name
 from mmedit.neuron import Site
 from mmedit.patches.base import Base
 from mmedit.patches.rows import BLOCK
@@ -159,7 +159,7 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
     if original:  # its tower may lie in the folder
         tower = [path for path in left_out if folder / str(original.get("mm_vision_tower")) in path.parents]
         others, left_out = [*others, *tower], [path for path in left_out if path not in tower]
-    model = _skeleton(folder, original)
+    model = _skeleton(folder)
     tensors: dict[str, Stored] = {}
     for shard in shards:
         for stored in stored_tensors(shard).values():
@@ -179,7 +179,7 @@ def spans(units: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _folder(name: str, revision: str | None) -> Path:
     """The folder of a shipped name, a local folder or a Hub id."""
-    found = _resolve(name)
+    found = resolve_name(name)
     if Path(found).is_dir():
         return Path(found).resolve()
     from huggingface_hub import snapshot_download
@@ -194,9 +194,10 @@ def _folder(name: str, revision: str | None) -> Path:
         ) from error  # fmt: skip
 
 
-def _skeleton(folder: Path, original: dict[str, Any] | None) -> Any:
+def _skeleton(folder: Path) -> Any:
     """The model without weights."""
     inside(folder / "config.json", folder)
+    original = original_config(str(folder))
     try:
         config: Any = skeleton_config(original, folder) if original else AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fmt: skip
         if type(config) not in AutoModelForImageTextToText._model_mapping:

@@ -9,7 +9,7 @@ import torch
 
 from mmedit.errors import ModelError
 from mmedit.models.llava_v1 import conversation, original_config, read
-from mmedit.models.vlm import _resolve
+from mmedit.models.loading import resolve_name
 from mmedit.patches.bake import _check_outside
 from mmedit.patches.new_folder import check_free, new_folder
 
@@ -53,9 +53,14 @@ def convert(
     Raises:
         ModelError: if there is no such checkpoint, it is of another format, or a part of it is missing or damaged.
         OutputError: if the folder exists or cannot be written, or the disk is full.
+
+    Example:
+        >>> convert("iconworld-llava", "new")  # a folder of transformers already
+        Traceback (most recent call last):
+        mmedit.errors.ModelError: not a LLaVA in its original format...
     """
     check_free(output)
-    found = _resolve(str(source))
+    found = resolve_name(str(source))
     config = original_config(found, revision)
     if config is None:
         raise ModelError("not a LLaVA in its original format", where=source, expected="a config.json that names an mm_vision_tower", do="load it as it is")  # fmt: skip

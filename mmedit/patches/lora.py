@@ -79,7 +79,7 @@ def to_lora(patch: Patch, folder: str | Path, vlm: Any = None) -> LoraExport:
     rank = _rank(patch)
     with new_folder(folder) as part:
         if vlm is None:
-            from mmedit.models.vlm import load
+            from mmedit.models.loading import load
 
             vlm = load(patch.base.model, revision=patch.base.revision)
         targets = _targets(patch, vlm)

@@ -72,7 +72,7 @@ N_FACTS = {
     ("source", "open"): 2, ("source", "yes or no"): 1,
 }  # fmt: skip
 TURNS = 6  # swaps per source: two within its kind, one into each other kind
-FIRST = 10**7  # beyond the numbers of swap_cases
+FIRST, FURTHER = 10**7, 2 * 10**7  # beyond the numbers of swap_cases, and beyond those of the cases with all their probes
 
 
 class Drawing(Deferred):
@@ -83,7 +83,7 @@ class Drawing(Deferred):
         self.scene = scene
 
 
-def iconworld_cases(n: int | None = None, split: str = "benchmark") -> list[EditCase]:
+def iconworld_cases(n: int | None = None, split: str = "benchmark", pictures: int = 1) -> list[EditCase]:
     """The benchmark: 120 swaps, in which every noun is six times the source and six times the target.
 
     Each round of 20 swaps has all nouns as sources, a third of them within a kind. A case has 53 probes:
@@ -97,25 +97,31 @@ def iconworld_cases(n: int | None = None, split: str = "benchmark") -> list[Edit
     None has an answer: the unedited model's own, with the source replaced where the edit shall change it, is the measure.
 
     Args:
-        n: the first so many; all when None.
+        n: the first so many swaps; all when None.
         split: `benchmark`, or `validation` for tuning, with other pictures and other swaps.
+        pictures: from which each swap is made. For each beyond the first, a case of its own follows, with the probes `edit`
+            and `rephrased` alone; such cases are for edits at once.
 
     Returns:
         The cases, the same on every machine. Pictures are drawn when they are first looked at.
 
     Raises:
-        RequestError: if `n` is below 1, or there is no such split.
+        RequestError: if `n` or `pictures` is below 1, or there is no such split.
 
     Example:
         >>> case = iconworld_cases(1)[0]
         >>> case.request.source in case.probes[0].objects, len({probe.kind for probe in case.probes})
         (True, 7)
     """
-    if split not in ("benchmark", "validation") or (n is not None and n < 1):
-        expected = "n at least 1, split `benchmark` or `validation`"
-        raise RequestError("no such benchmark", got=f"n={n}, split={split!r}", expected=expected)
+    if split not in ("benchmark", "validation") or (n is not None and n < 1) or pictures < 1:
+        expected = "n and pictures at least 1, split `benchmark` or `validation`"
+        raise RequestError("no such benchmark", got=f"n={n}, split={split!r}, pictures={pictures}", expected=expected)
     swaps = list(_swaps(random.Random(f"benchmark of {split}")))
-    return [_case(split, index, *swap) for index, swap in enumerate(swaps[:n])]
+    return [
+        _case(split, index, *swap) if i == 0 else _further(split, index + i * len(swaps), i, *swap)
+        for index, swap in enumerate(swaps[:n])
+        for i in range(pictures)
+    ]
 
 
 def _swaps(rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -139,13 +145,24 @@ def _case(split: str, index: int, source: str, target: str) -> EditCase:
         for i in range(N_UNRELATED)
     ]
     picture = Drawing(edit)
-    probes = [_probe("edit", picture, f"{name}/edit")]
-    probes += [_probe("rephrased", picture, f"{name}/edit", Prompt(*prompt)) for prompt in REPHRASED_PROMPTS]
+    probes = _about_edit(picture, f"{name}/edit")
     for i, drawn in enumerate(related):
         probes += _about_source(Drawing(drawn), f"{name}/related {i}", source)
     probes += [_probe("unrelated", Drawing(drawn), f"{name}/unrelated {i}") for i, drawn in enumerate(unrelated)]
     probes += [Probe("text_only", None, Prompt(turn.prompt)) for turn in _facts(split, source, target)]
     return EditCase(name, EditRequest(picture, source, target, CAPTION_PROMPT), tuple(probes))
+
+
+def _further(split: str, number: int, i: int, source: str, target: str) -> EditCase:
+    """A swap seen in another picture."""
+    picture = Drawing(scene(split, FURTHER + number, include=source, arrangement=SINGULAR[i % 3]))
+    name = f"{source}-to-{target}/edit {i}"
+    return EditCase(name, EditRequest(picture, source, target, CAPTION_PROMPT), tuple(_about_edit(picture, name)))
+
+
+def _about_edit(picture: Drawing, label: str) -> list[Probe]:
+    prompts = [Prompt(*prompt) for prompt in REPHRASED_PROMPTS]
+    return [_probe("edit", picture, label), *(_probe("rephrased", picture, label, prompt) for prompt in prompts)]
 
 
 def _probe(kind: Kind, picture: Drawing, label: str, prompt: Prompt = CAPTION_PROMPT) -> Probe:

@@ -20,7 +20,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from mmedit.models.vlm import CHECKPOINTS
+from mmedit.models.checkpoint_files import CHECKPOINTS
 from mmedit.testbed.batches import Batch
 from mmedit.testbed.checkpoint import PATCH, Family, initialised, text_config, train_tokenizer
 from mmedit.testbed.language import Turn

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from tqdm import trange
 
-from mmedit.models.vlm import VisionLanguageModel, load
+from mmedit.models.loading import load
+from mmedit.models.vlm import VisionLanguageModel
 from mmedit.requests import Prompt
 from mmedit.testbed.language import CAPTION_PROMPT, PLURALS, REPHRASED_PROMPTS, Turn, caption, facts, questions
 from mmedit.testbed.world import Scene, render, scene

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from mmedit.models.checkpoint_files import CHECKPOINTS
 from mmedit.models.mplug_owl2 import MPLUGOwl2Config, MPLUGOwl2LlamaForCausalLM, MPLUGOwl2Processor
-from mmedit.models.vlm import CHECKPOINTS
 from mmedit.testbed.batches import Batch
 from mmedit.testbed.checkpoint import PATCH, SPECIAL_TOKENS, Family, text_config, train_tokenizer
 from mmedit.testbed.language import Turn

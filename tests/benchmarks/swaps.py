@@ -27,6 +27,8 @@ from mmedit.testbed.world import Scene, render
 
 warnings.filterwarnings("ignore", message=".*only the first.*")
 
+NEURONS, STEPS = [5, 7, 10, 20, 30], [1e-4, 1.5e-4, 2e-4, 2.5e-4, 3e-4, 4e-4]  # that --tune tries
+
 
 class Captions:
     """Captions of scenes by the unedited model, each made once."""
@@ -112,8 +114,8 @@ def main(
         str | None, typer.Option(help="Shipped name, file or auto; those of the model when left out.")
     ] = None,
     tune_instead: Annotated[bool, typer.Option("--tune", help="Try settings on validation pictures.")] = False,
-    neurons: Annotated[list[int], typer.Option(help="For --tune: neurons per edit to try.")] = [5, 7, 10, 20, 30],  # noqa: B006
-    lr: Annotated[list[float], typer.Option(help="For --tune: steps to try.")] = [2e-4, 2.5e-4, 3e-4, 4e-4],  # noqa: B006
+    neurons: Annotated[list[int], typer.Option(help="For --tune: neurons per edit to try.")] = NEURONS,
+    lr: Annotated[list[float], typer.Option(help="For --tune: steps to try.")] = STEPS,
     file: Annotated[str | None, typer.Option("--json", help="Write every case to this file.")] = None,
 ) -> None:
     """Measure swaps on the benchmark pictures."""

@@ -59,7 +59,9 @@ def main(
         report = report_of(editor, model, found, 0.0)
         shares = [report.metrics[name].value for name in GOAL]
         rows.append((sum(shares), shares, report.info["seconds_per_edit"], settings))
-    print(f"{editor} on {n} validation swaps\n{'sum':>7}" + "".join(f"{name:>24}" for name in (*GOAL, "seconds per edit")))
+    print(
+        f"{editor} on {n} validation swaps\n{'sum':>7}" + "".join(f"{name:>24}" for name in (*GOAL, "seconds per edit"))
+    )
     for total, shares, seconds, settings in sorted(rows, key=lambda row: row[0]):
         print(f"{total:7.4f}" + "".join(f"{share:24.4f}" for share in (*shares, seconds)) + f"  {json.dumps(settings)}")
 
