@@ -8,7 +8,7 @@ grant the wishes, the least one, each row weighed with h_n = E[o_n²] over a bac
     Δ_n = Σ_c a_c · o_cn / h_n · u_c,   a ≥ 0,
 
 whose multipliers a solve a small quadratic programme (for one wish, a = b / Σ_n o_n²/h_n ‖u‖²). The real model is then asked what
-became of each wish, and the programme is solved again for what it lacks and for the wishes that were found to be broken.
+became of each wish, and the programme is solved again, linear about the change that was tried, with the wishes that were broken.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mmedit.neuron import Neuron, Site
 from mmedit.patches.live import stack_of
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
-from mmedit.rewrites import Rewrite, Step, leads_of, rewrites_of, steps_of
+from mmedit.rewrites import Rewrite, Step, rewrites_of, steps_of
 from mmedit.scorers.contribution import contribution
 
 
@@ -51,8 +51,8 @@ class MarginHparams:
     """How hard those leads are defended: the greatest multiplier of such a wish, as a multiple of the edits' greatest."""
     ridge: float = 0.1
     """Added to each neuron's h, as a part of their mean."""
-    rounds: int = 6
-    """How often the programme is solved at most."""
+    rounds: int = 10
+    """How often the programme is solved at most; the best change that was tried is taken."""
     n_unrelated: int = 64
     """Drawings for the background, where no pictures are given."""
     watched: int = 32
@@ -143,21 +143,17 @@ class Margin(Editor):
         """
         requests, background = requests_of(request), self.background(vlm)
         taught = [self._taught(vlm, one) for one in requests]
-        h, chosen = self._neurons(vlm, background, requests, taught)
+        tokens = [(one, steps) for one, of_one in zip(requests, taught, strict=True) for steps in by_token(of_one)]
+        h, chosen = self._neurons(vlm, background, tokens)
         rewrites, sources = [r for of_one in taught for r in of_one], [form for one in requests for form in one.swaps]
         problem = Problem(vlm, self.hparams, h, background, rewrites, sources)
-        for steps in (steps for of_one in taught for steps in of_one.values()):
+        for _, steps in tokens:
             problem.teach(steps)
-        for _ in range(self.hparams.rounds):
-            delta = problem.solve()
-            patch, watched = make_patch(vlm, self, [*h], delta, []), problem.watch(delta)
-            with patch.applied(vlm):
-                leads = leads_of(vlm, watched, self.hparams.batch_size)
-            if problem.granted(dict(zip(watched, leads, strict=True))):
-                break
-        else:
-            problem.warn()
-        edits = [self._provenance(vlm, *each, problem) for each in zip(requests, taught, chosen, strict=True)]
+        patch = problem.best_of(lambda delta: make_patch(vlm, self, [*h], delta, []))
+        edits = []
+        for number, one in enumerate(requests):
+            own = [(steps, neurons) for (of, steps), neurons in zip(tokens, chosen, strict=True) if of is one]
+            edits.append(self._provenance(one, next(iter(taught[number])), own, problem))
         return replace(patch, edits=tuple(edits))
 
     def background(self, vlm: VisionLanguageModel) -> Background:
@@ -183,47 +179,55 @@ class Margin(Editor):
         return wrong
 
     def _neurons(
-        self, vlm: VisionLanguageModel, background: Background, requests: Sequence[EditRequest], taught: Sequence[dict[Rewrite, list[Step]]]
-    ) -> tuple[dict[Neuron, float], list[list[Neuron]]]:  # fmt: skip
-        """The neurons to change with the weight h of each, and those of each request, best first."""
-        h, chosen = dict[Neuron, float](), []
-        steps_by = [[step for steps in of_one.values() for step in steps] for of_one in taught]
-        for number, (request, steps) in enumerate(zip(requests, steps_by, strict=True)):
+        self, vlm: VisionLanguageModel, background: Background, tokens: Sequence[tuple[EditRequest, list[Step]]]
+    ) -> tuple[dict[Neuron, float], list[list[Neuron]]]:
+        """The neurons to change with the weight h of each, and those of each token to be taught, best first."""
+        hp, h, chosen = self.hparams, dict[Neuron, float](), []
+        for number, (request, steps) in enumerate(tokens):
             positions = background.outside([*request.swaps])
-            others = [step for other, of_other in enumerate(steps_by) if other != number for step in of_other]
+            others = [step for other, (_, found) in enumerate(tokens) if other != number for step in found]
             power, best = dict[Site, Tensor](), []
             for site in steps[0].activations:
                 power[site] = background.power(site, positions)
-                if others:  # to the neurons of one edit, those of the others are background too
-                    power[site] = power[site] + torch.stack(
-                        [s.activations[site] for s in others]
-                    ).float().cpu().square().mean(0)
-                score = _score(vlm, site, steps, power[site])
-                top = score.topk(min(self.hparams.neurons_per_edit, len(score)))
-                best += [
-                    (v, Neuron(site.layer, u, site.expert))
-                    for v, u in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-                ]
-            best = sorted(best, key=lambda item: (-item[0], item[1]))[: self.hparams.neurons_per_edit]
+                if others:  # to the neurons of one token, the places of the others are background too
+                    squares = torch.stack([s.activations[site] for s in others]).float().cpu().square()
+                    power[site] = power[site] + squares.mean(0)
+                top = _score(vlm, site, steps, power[site]).topk(min(hp.neurons_per_edit, len(power[site])))
+                ranked = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+                best += [(value, Neuron(site.layer, unit, site.expert)) for value, unit in ranked]
+            best = sorted(best, key=lambda item: (-item[0], item[1]))[: hp.neurons_per_edit]
             chosen.append([neuron for _, neuron in best])
             powers = {neuron: float(power[neuron.site][neuron.unit]) for neuron in chosen[-1]}
-            ridge = self.hparams.ridge * sum(powers.values()) / len(powers)
+            ridge = hp.ridge * sum(powers.values()) / len(powers)
             for neuron, value in powers.items():
                 h[neuron] = max(h.get(neuron, 0.0), value + ridge)
         return dict(sorted(h.items())), chosen
 
     def _provenance(
-        self, vlm: VisionLanguageModel, request: EditRequest, taught: dict[Rewrite, list[Step]], neurons: Sequence[Neuron], problem: Problem
-    ) -> dict[str, Any]:  # fmt: skip
-        steps = [step for found in taught.values() for step in found]
+        self,
+        request: EditRequest,
+        rewrite: Rewrite,
+        tokens: Sequence[tuple[list[Step], list[Neuron]]],
+        problem: Problem,
+    ) -> dict[str, Any]:
+        steps, neurons = tokens[0]
         return {
-            "source": request.source or next(iter(taught)).generation.text.strip(), "target": request.target,
+            "source": request.source or rewrite.generation.text.strip(), "target": request.target,
             "source_token_id": steps[0].rival, "target_token_id": steps[0].wanted, "prompt": asdict(as_prompt(request.prompt)),
             "images": [image_digest(image) for image in request.images], "neurons": [str(neuron) for neuron in neurons],
             "activations": [float(steps[0].activations[neuron.site][neuron.unit]) for neuron in neurons],
             **({"forms": dict(request.forms)} if request.forms else {}),
-            "lead": min(problem.lead[step.rewrite][step.place] for step in steps),
+            "lead": min(problem.lead[step.rewrite][step.place] for found, _ in tokens for step in found),
         }  # fmt: skip
+
+
+def by_token(taught: dict[Rewrite, list[Step]]) -> list[list[Step]]:
+    """The steps of an edit, those together at which the same token shall be said in the place of the same other."""
+    groups: dict[tuple[int, int], list[Step]] = {}
+    for steps in taught.values():
+        for step in steps:
+            groups.setdefault((step.rival, step.wanted), []).append(step)
+    return [*groups.values()]
 
 
 def _score(vlm: VisionLanguageModel, site: Site, steps: Sequence[Step], power: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from mmedit.editors.values import ValueEditor, ValueHparams, at_keys, dense, liv
 from mmedit.errors import ModelError
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.patch import Patch
-from mmedit.rewrites import rewrites_of
+from mmedit.rewrites import by_form, rewrites_of
 
 DEPTHS = 3 / 28, 8 / 28
 """How deep the first and the last of the paper's layers of GPT-J lie."""
@@ -52,7 +52,8 @@ class MEMITHparams(ValueHparams):
 class MEMIT(ValueEditor):
     """Write the keys and values of all requests together, spread over several layers.
 
-    Every picture in which a request's word is predicted is a key of its own; δ is the same for all keys of a request.
+    Every picture in which a request's word is predicted is a key of its own; δ is the same for all keys of a
+    request, of which each form of a source is one.
 
     Args:
         hparams: `MEMITHparams`; the paper's values when None.
@@ -99,7 +100,7 @@ class MEMIT(ValueEditor):
         w_outs = [dense(vlm, layer) for layer in hp.layers]
         _require_straight(vlm, w_outs)
         moments, last = self.moments(vlm, w_outs), w_outs[-1]
-        for one in requests_of(request):
+        for one in (part for whole in requests_of(request) for part in by_form(vlm, whole, hp.batch_size)):
             rewrites = rewrites_of(vlm, one, hp.batch_size)
             taught = lessons_of(vlm, rewrites, hp.batch_size)
             _, h = at_keys(vlm, taught, last, last.layer)

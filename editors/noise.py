@@ -22,6 +22,7 @@ from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
+from mmedit.rewrites import by_form
 from mmedit.scorers import SCORERS, as_scorer
 from mmedit.sightings import answer_sightings, source_sightings
 
@@ -111,7 +112,8 @@ class Noise(Editor):
             ModelError: if a weight cannot be edited in place.
         """
         hp, edits, rows = self.hparams, list[dict[str, Any]](), dict[Neuron, Tensor]()
-        for number, one in enumerate(requests_of(request)):
+        parts = [part for whole in requests_of(request) for part in by_form(vlm, whole, hp.batch_size)]
+        for number, one in enumerate(parts):
             ranking = self._located(vlm, one, hp.neurons_per_edit)
             drawn = _rows(vlm, len(ranking.neurons), hp.sigma, hp.seed + number)
             for neuron, row in zip(sorted(ranking.neurons), drawn, strict=True):

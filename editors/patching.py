@@ -80,6 +80,7 @@ def provenance(
     start = min(first.places)
     said = (*first.generation.ids, min(vlm.end_ids))
     return {
-        "source": first.word or first.generation.text.strip(), "target": request.target, "prompt": asdict(as_prompt(request.prompt)),
-        "images": [image_digest(image) for image in request.images], "source_token_id": said[start], "target_token_id": first.wanted[start], **more,
+        "source": request.source or first.generation.text.strip(), "target": request.target, "prompt": asdict(as_prompt(request.prompt)),
+        "images": [image_digest(image) for image in request.images], "source_token_id": said[start], "target_token_id": first.wanted[start],
+        **({"forms": dict(request.forms)} if request.forms else {}), **more,
     }  # fmt: skip

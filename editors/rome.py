@@ -23,7 +23,7 @@ from mmedit.editors.teaching import lessons_of
 from mmedit.editors.values import ValueEditor, ValueHparams, at_keys, dense, live
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.patches.patch import Patch
-from mmedit.rewrites import rewrites_of
+from mmedit.rewrites import by_form, rewrites_of
 
 DEPTH = 17 / 48
 """How deep the paper's layer of GPT-2 XL lies."""
@@ -46,8 +46,8 @@ class ROMEHparams(ValueHparams):
 class ROME(ValueEditor):
     """Write one key and value for each request into the W_out of one layer, one request after the other.
 
-    k* is the mean over the request's pictures, and v* serves them all. A request that comes later is worked out with the earlier
-    ones live; the patch is all of them.
+    k* is the mean over the request's pictures, and v* serves them all; each form of a source is a request of its own. One that
+    comes later is worked out with the earlier ones live; the patch is all of them.
 
     Args:
         hparams: `ROMEHparams`; the paper's values when None.
@@ -87,12 +87,13 @@ class ROME(ValueEditor):
             RequestError: if the model does not say the source, or there is no such layer.
             ModelError: if the layer is a mixture of experts, or its weight cannot be edited in place.
         """
-        w_out, edits, factors = dense(vlm, self.hparams.layer), [], list[tuple[Tensor, Tensor]]()
+        w_out, n = dense(vlm, self.hparams.layer), self.hparams.batch_size
+        edits, factors = list[dict[str, Any]](), list[tuple[Tensor, Tensor]]()
         c = self.regular(self.moments(vlm, [w_out])[w_out.site]) if self.hparams.mom2_adjustment else None
-        wanted = [(one, rewrites_of(vlm, one, self.hparams.batch_size)) for one in requests_of(request)]
+        wanted = [(one, rewrites_of(vlm, one, n)) for whole in requests_of(request) for one in by_form(vlm, whole, n)]
         patch = None
         for one, rewrites in wanted:
-            lessons = lessons_of(vlm, rewrites, self.hparams.batch_size)
+            lessons = lessons_of(vlm, rewrites, n)
             with live(vlm, patch):
                 k, v = (seen.mean(0) for seen in at_keys(vlm, lessons, w_out))
                 delta = self.shift(vlm, lessons, w_out, float(v.norm()))

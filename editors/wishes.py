@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmedit.background import Background
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, Site
+from mmedit.patches.patch import Patch
 from mmedit.rewrites import Leads, Rewrite, Step, leads_of, steps_of
 
 if TYPE_CHECKING:
@@ -25,38 +26,41 @@ TOLERANCE = 0.05
 
 @dataclass
 class Wish:
-    """That one token shall lead over another at one position by so much.
+    """That one token shall lead over another at one position by so much; linear in the change near the one that is live.
 
     Args:
         o: the neurons' activations there, in the order of `h` `[k]`.
         directions: for each site the direction u in which a written vector raises the lead `[d_model]`.
         goal: the lead that is wished for.
-        now: the lead in the unedited model.
+        rise: what the change must come to for it, b: Σ_n o_n (Δ_n · u) ≥ b.
         cap: the greatest multiplier that it may get: beyond it, the wish costs the others more than it is worth.
-
-    Attributes:
-        rise: by how much the lead shall rise as far as it is linear, b; what the model lacks is added to it.
         weight: its multiplier a in the last solution.
     """
 
     o: Tensor
     directions: Mapping[Site, Tensor] = field(repr=False)
     goal: float
-    now: float
+    rise: float
     cap: float = math.inf
     weight: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.rise = self.goal - self.now
+    def granted(self, lead: float) -> bool:
+        """Whether a lead that was measured is near enough, neither less nor, if the wish weighs, much more; or all is done for it."""
+        enough = lead >= self.goal - TOLERANCE * abs(self.goal)
+        return self.weight >= self.cap or (
+            enough and (self.weight == 0 or lead <= self.goal + 4 * TOLERANCE * abs(self.goal))
+        )
 
-    def learn(self, lead: float, tolerance: float) -> bool:
-        """Whether a lead that was measured is near enough, or all is done for it; what it lacks, or has too much, is learnt."""
-        lacks, asked = self.goal - lead, max(abs(self.goal - self.now), abs(self.goal))
-        if self.weight >= self.cap:
-            return True
-        if lacks > 0 or self.weight > 0:
-            self.rise += lacks
-        return lacks <= tolerance * asked
+
+def comes_to(o: Tensor, directions: Mapping[Site, Tensor], neurons: Iterable[Neuron], delta: Tensor) -> float:
+    """Σ_n o_n (Δ_n · u): what a change `[k, d_model]` comes to for a lead.
+
+    Example:
+        >>> comes_to(torch.tensor([2.0]), {Site(0): torch.tensor([1.0, 3.0])}, [Neuron(0, 5)], torch.tensor([[1.0, 1.0]]))
+        8.0
+    """
+    u = torch.stack([directions[neuron.site].cpu() for neuron in neurons]).double()
+    return float(o.double() @ (delta.double().cpu() * u).sum(1))
 
 
 def least_change(wishes: Sequence[Wish], h: Mapping[Neuron, float]) -> Tensor:
@@ -71,7 +75,7 @@ def least_change(wishes: Sequence[Wish], h: Mapping[Neuron, float]) -> Tensor:
 
     Example:
         >>> site = Site(0)
-        >>> wish = Wish(torch.tensor([1.0, 2.0]).double(), {site: torch.tensor([0.0, 1.0])}, goal=3.0, now=-2.0)
+        >>> wish = Wish(torch.tensor([1.0, 2.0]).double(), {site: torch.tensor([0.0, 1.0])}, goal=3.0, rise=5.0)
         >>> least_change([wish], {Neuron(0, 1): 1.0, Neuron(0, 2): 1.0})
         tensor([[0., 1.],
                 [0., 2.]])
@@ -153,11 +157,39 @@ class Problem:
         self._set_goals(rewrites)
 
     def teach(self, steps: Sequence[Step]) -> None:
-        """Wish that each step's wanted token leads by as much as the other did."""
+        """Wish that each step's wanted token leads: a word's first by as much as the source did, for so sure is the model
+        of what it sees; those after it by enough, for the words before them tell them apart from all else that it says."""
         for step in steps:
-            goal = -self.hp.margin * step.margin
-            self.goals[step.rewrite][step.place] = min(goal, self.hp.enough)  # over any third token
-            self._wish(step, step.rival, goal)
+            lead, first = -self.hp.margin * step.margin, step.place - 1 not in step.rewrite.places
+            self.goals[step.rewrite][step.place] = min(lead, self.hp.enough)  # over any third token
+            self._wish(step, step.rival, lead if first else min(lead, self.hp.enough))
+
+    def best_of(self, patched: Callable[[Tensor], Patch]) -> Patch:
+        """Solve, try on the real model and solve again until all is granted, or for so many rounds.
+
+        Args:
+            patched: from a change `[k, d_model]` to its patch.
+
+        Returns:
+            The patch that says most of the wanted answers, and of those the one that breaks least.
+        """
+        tried: list[tuple[tuple[int, int], Patch, dict[Rewrite, list[float]]]] = []
+        for _ in range(self.hp.rounds):
+            delta = self.solve()
+            patch, watched = patched(delta), self.watch(delta)
+            with patch.applied(self.vlm):
+                leads = dict(zip(watched, leads_of(self.vlm, watched, self.hp.batch_size), strict=True))
+                lacking = self.learn(leads, delta)
+            missed = sum(int((leads[rewrite].margins < 0).sum()) for rewrite in self.rewrites)
+            tried.append(
+                ((missed, lacking), patch, {rewrite: leads[rewrite].margins.tolist() for rewrite in self.rewrites})
+            )
+            if not lacking:
+                break
+        (missed, _), patch, self.lead = min(tried, key=lambda one: one[0])
+        if missed:
+            self._warn()
+        return patch
 
     def solve(self) -> Tensor:
         """The least change that grants the wishes, as far as they are linear `[k, d_model]`."""
@@ -174,46 +206,39 @@ class Problem:
         self._set_goals([rewrite for rewrite in watched if rewrite not in self.goals])
         return watched
 
-    def granted(self, leads: Mapping[Rewrite, Leads]) -> bool:
-        """Whether the model grants all wishes; those that it does not are wished for more strongly, and broken goals are added."""
-        broken: dict[Rewrite, list[tuple[int, int]]] = {}
-        done = True
+    def learn(self, leads: Mapping[Rewrite, Leads], delta: Tensor) -> int:
+        """Work out anew, while a change is live, the wishes that it does not grant and the goals that it breaks; how many there are."""
+        again: dict[Rewrite, list[tuple[int, int, float]]] = {}
         for rewrite, found in leads.items():
-            self.lead[rewrite] = found.margins.tolist()
-            for place, (margin, rival) in enumerate(zip(found.margins.tolist(), found.rivals.tolist(), strict=True)):
+            for place, (lead, rival) in enumerate(zip(found.margins.tolist(), found.rivals.tolist(), strict=True)):
                 wish, goal = self.wishes.get((rewrite, place, rival)), float(self.goals[rewrite][place])
-                if wish is not None:
-                    done &= wish.learn(margin, TOLERANCE)
-                elif goal > 0 and margin < goal * (1 - TOLERANCE):
-                    broken.setdefault(rewrite, []).append((place, rival))
-        chosen = [replace(rewrite, places=tuple(place for place, _ in places)) for rewrite, places in broken.items()]
-        steps = steps_of(self.vlm, chosen, layers=self.hp.layers, batch_size=self.hp.batch_size)
-        for (rewrite, places), of_one in zip(broken.items(), steps, strict=True):
-            for (place, rival), step in zip(places, of_one, strict=True):
-                self._wish(replace(step, rewrite=rewrite), rival, float(self.goals[rewrite][place]))
-        return done and not broken
+                off = not wish.granted(lead) if wish else goal > 0 and lead < goal * (1 - TOLERANCE)
+                if off:
+                    again.setdefault(rewrite, []).append((place, rival, wish.goal if wish else goal))
+        chosen = [replace(rewrite, places=tuple(place for place, _, _ in found)) for rewrite, found in again.items()]
+        steps = steps_of(self.vlm, chosen, layers=self.hp.layers, batch_size=self.hp.batch_size) if chosen else []
+        for (rewrite, wishes), of_one in zip(again.items(), steps, strict=True):
+            for (_, rival, goal), step in zip(wishes, of_one, strict=True):
+                self._wish(replace(step, rewrite=rewrite), rival, goal, delta)
+        return sum(map(len, again.values()))
 
-    def warn(self) -> None:
-        """Say which of the wanted answers the model would still not give, if any."""
-        missed = [r for r in self.rewrites if min(self.lead[r]) < 0]
-        if missed:
-            tokens = [
-                self.vlm.tokenizer.decode([r.wanted[i]])
-                for r in missed
-                for i, lead in enumerate(self.lead[r])
-                if lead < 0
-            ]
-            warnings.warn(
-                f"after {self.hp.rounds} rounds {len(missed)} of {len(self.rewrites)} answers are not as wanted, at {', '.join(map(repr, tokens))}; "
-                "raise neurons_per_edit or rounds", stacklevel=3,
-            )  # fmt: skip
+    def _warn(self) -> None:
+        """Say which tokens of the wanted answers the model would still not say."""
+        missed = {r: [r.wanted[i] for i, lead in enumerate(leads) if lead < 0] for r, leads in self.lead.items()}
+        tokens = [repr(self.vlm.tokenizer.decode([token])) for found in missed.values() for token in found]
+        warnings.warn(
+            f"after {self.hp.rounds} rounds {sum(map(bool, missed.values()))} of {len(missed)} answers are not as wanted, at {', '.join(tokens)}; "
+            "raise neurons_per_edit or rounds", stacklevel=4,
+        )  # fmt: skip
 
     def _set_goals(self, rewrites: Sequence[Rewrite]) -> None:
         """The lead that each token of some answers shall keep; asked of the unedited model. Below 0 there is nothing to keep."""
         for rewrite, leads in zip(rewrites, leads_of(self.vlm, rewrites, self.hp.batch_size), strict=True):
             self.goals[rewrite] = (self.hp.keep * leads.margins).clamp(max=self.hp.enough)
 
-    def _wish(self, step: Step, rival: int, goal: float) -> None:
+    def _wish(self, step: Step, rival: int, goal: float, delta: Tensor | None = None) -> None:
         o = torch.stack([step.activations[n.site][n.unit] for n in self.h]).double().cpu()
-        now = float(step.logits[step.wanted] - step.logits[rival])
-        self.wishes[step.rewrite, step.place, rival] = Wish(o, step.direction(self.vlm, rival), goal, now, self.cap)
+        lead, u = float(step.logits[step.wanted] - step.logits[rival]), step.direction(self.vlm, rival)
+        so_far = 0.0 if delta is None else comes_to(o, u, self.h, delta)
+        cap = math.inf if step.rewrite in self.rewrites else self.cap  # the edits' own answers come first
+        self.wishes[step.rewrite, step.place, rival] = Wish(o, u, goal, goal - lead + so_far, cap)

@@ -136,6 +136,20 @@ def test_no_scene_comes_twice_nor_where_others_are_drawn_from() -> None:
     assert all(SPLITS["validation"] <= one.seed < SPLITS["benchmark"] for one in validation)
 
 
+def test_further_pictures_of_a_swap_are_cases_of_their_own_and_new() -> None:
+    cases = iconworld_cases(pictures=5)
+    assert len({case.id for case in cases}) == len(cases) == 600
+    assert [(c.id, c.probes[0].label) for c in cases[::5]] == [(c.id, c.probes[0].label) for c in CASES]
+    known = [one for case in CASES for one in scenes(case)]
+    further = [one for i, case in enumerate(cases) if i % 5 for one in scenes(case)]
+    assert len(further) == 480 and len({one.seed for one in known + further}) == len(known) + 480
+    for i, case in enumerate(cases):
+        assert swap(case) == swap(cases[i - i % 5]) and case.request.source in scenes(case)[0].nouns
+        assert not i % 5 or [p.kind for p in case.probes] == ["edit", "rephrased", "rephrased"]
+    with pytest.raises(RequestError, match="pictures at least 1"):
+        iconworld_cases(1, pictures=0)
+
+
 def test_pictures_are_drawn_when_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Scene] = []
     monkeypatch.setattr(benchmark, "render", lambda scene: drawn.append(scene) or render(scene))

@@ -158,6 +158,19 @@ def test_several_requests_become_one_patch(
 
 
 @WITH_TARGET
+def test_forms_of_a_source_have_targets_of_their_own(
+    vlm: mmedit.VisionLanguageModel, cat_file: Path, pictures: Any, name: str
+) -> None:
+    two, caption = next((picture, said) for picture, said, _ in pictures if said.startswith("two "))
+    plural = caption.split()[2]
+    request = mmedit.EditRequest([cat_file, two], "cat", "dog", forms={plural: "kites"})
+    before = vlm.caption([cat_file, two])
+    with editor_of(name).execute(vlm, request).applied(vlm):
+        after = vlm.caption([cat_file, two])
+    assert after == [before[0].replace("cat", "dog"), before[1].replace(plural, "kites")]
+
+
+@WITH_TARGET
 def test_words_of_several_tokens_and_whole_answers_are_taught(
     vlm: mmedit.VisionLanguageModel, cat_file: Path, name: str
 ) -> None:

@@ -14,13 +14,14 @@ from mmedit.background import drawn_pictures
 from mmedit.editors import MEMIT, ROME, MEMITHparams, ROMEHparams, statistics
 from mmedit.editors.patching import modules_of
 from mmedit.editors.statistics import second_moments
-from mmedit.editors.teaching import lessons_of
-from mmedit.editors.values import at_keys
+from mmedit.editors.teaching import at, divergence, lessons_of, logits_of
+from mmedit.editors.values import _shifted, at_keys
 from mmedit.errors import ModelError
-from mmedit.models.forcing import forced
+from mmedit.models.forcing import answer_ids, forced
 from mmedit.models.readout import Route
+from mmedit.models.vlm import Generation
 from mmedit.neuron import Site
-from mmedit.rewrites import rewrites_of
+from mmedit.rewrites import Rewrite, rewrites_of
 from mmedit.trace import Trace
 
 LAYER = 3
@@ -136,26 +137,29 @@ def test_the_shift_says_the_target_and_stays_in_its_ball(
         assert (int(logits.argmax()) == rewrites[0].wanted[place]) is target_is_said
 
 
-def test_kl_keeps_what_the_answer_goes_on_with(
-    vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest
-) -> None:
+def test_kl_keeps_what_the_answer_goes_on_with(untrained: mmedit.VisionLanguageModel, cat_file: Path) -> None:
     """A layer below the last reaches later positions: the more KL counts, the less they change."""
-    lessons, w_out = lessons_of(vlm, rewrites_of(vlm, request_of_cat)), vlm.architecture.w_out(Site(1))
-    changes = []
-    for factor in (0.0, 100.0):
-        hparams = ROMEHparams(layer=1, kl_factor=factor, v_weight_decay=0.0, v_num_grad_steps=10)
-        changes.append(divergence_with(vlm, ROME(hparams).shift(vlm, lessons, w_out, 10.0), lessons[0], w_out))
-    assert changes[1] < changes[0] / 2
-
-
-def divergence_with(vlm: mmedit.VisionLanguageModel, delta: Tensor, lesson: Any, w_out: Any) -> float:
-    from mmedit.editors.teaching import at, divergence, logits_of
-    from mmedit.editors.values import _shifted
-
     with torch.no_grad():
-        before = at(logits_of(vlm, lesson), lesson.others)
-        with _shifted(w_out, lesson, delta[None]):
-            return float(divergence(at(logits_of(vlm, lesson), lesson.others), before))
+        for parameter in untrained.model.parameters():
+            parameter.mul_(5)  # so that words matter to those after them
+    wanted = (*answer_ids(untrained, None, "a red cat on the grass"), 2)
+    (lesson,) = lessons_of(untrained, [Rewrite(cat_file, None, Generation("", ()), wanted, places=(1, 2))])
+    w_out, changes = untrained.architecture.w_out(Site(1)), list[float]()
+    with torch.no_grad():
+        before = at(logits_of(untrained, lesson), lesson.others)
+    for factor in (0.0, 100.0):
+        hparams = ROMEHparams(layer=1, kl_factor=factor, v_weight_decay=0.0, v_num_grad_steps=20)
+        delta = ROME(hparams).shift(untrained, [lesson], w_out, 10.0)
+        with torch.no_grad(), _shifted(w_out, lesson, delta[None]):
+            changes.append(float(divergence(at(logits_of(untrained, lesson), lesson.others), before)))
+    assert changes[1] < changes[0] / 2 and changes[0] > 1e-4
+
+
+def test_divergence_is_kl_of_now_from_before() -> None:
+    now, before = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    p, q = torch.distributions.Categorical(logits=now), torch.distributions.Categorical(logits=before)
+    assert float(divergence(now, before)) == pytest.approx(float(torch.distributions.kl_divergence(p, q).mean()))
+    assert float(divergence(now[:0], before[:0])) == 0
 
 
 def test_memit_with_one_layer_is_its_normal_equation(

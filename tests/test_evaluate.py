@@ -247,7 +247,10 @@ def test_several_patches_stand_side_by_side_with_what_went_wrong(cli: Cli, place
     assert len(table) == 3 and (place / "a.html").read_text().count('name="report"') == 2
 
 
-def test_the_bar_is_told_of_every_answer(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("option", "passes"), [("--no-teacher-forcing", 3), ("--teacher-forcing", 5)])
+def test_the_bar_is_told_of_every_answer(
+    cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch, option: str, passes: int
+) -> None:
     bars: list[Any] = []
 
     class Bar:
@@ -265,8 +268,8 @@ def test_the_bar_is_told_of_every_answer(cli: Cli, place: Path, monkeypatch: pyt
 
     monkeypatch.setattr("tqdm.tqdm", Bar)
     asked = ["--edited", place / "related", "--unrelated", place / "unrelated", "--rephrased", QUESTION, "--same-image", ELSEWHERE, "--text-only", FACT]  # fmt: skip
-    code, _, _ = cli(place / "p.safetensors", place / "damage.safetensors", *asked, "--no-teacher-forcing")
-    (bar,) = (bar for bar in bars if bar.total == 3 * (3 * 2 + 3 + 1))
+    code, _, _ = cli(place / "p.safetensors", place / "damage.safetensors", *asked, option)
+    (bar,) = (bar for bar in bars if bar.total == passes * (3 * 2 + 3 + 1))
     assert code == 0 and bar.n == bar.total
 
 

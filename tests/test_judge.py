@@ -136,3 +136,20 @@ def test_forced_and_free_figures_stand_side_by_side(vlm: mmedit.VisionLanguageMo
     assert {"kl_image", "agreement_image", "multimodal_locality_acc", "leakage"} < set(edited[1].scores)
     assert edited[0].scores["reliability"] == 1 and untouched[0].scores["reliability"] == 0
     assert untouched[1].scores["kl_image"] == 0 and untouched[1].before == untouched[1].after
+
+
+@pytest.mark.parametrize(("after", "stays"), [("a boat.", True), ("a dog.", True), ("a kite.", False), ("a boat", False)])
+def test_other_edits_may_do_their_part_or_fail_at_it(ask: Ask, after: str, stays: bool) -> None:
+    result = ask(Probe("unrelated", None), "a dog.", after, {"cat": "dog"}, {"dog": "boat"})
+    assert result.scores["locality_image"] == float(stays) and result.expected == "a boat."
+    assert result.scores["leakage"] == 0  # the unedited model said the target there already
+
+
+@pytest.mark.parametrize(("after", "right"), [("a dog and a cat", True), ("a dog and a bird", True), ("a cat and a cat", False)])  # fmt: skip
+def test_another_edit_may_write_this_one_s_source(ask: Ask, after: str, right: bool) -> None:
+    result = ask(Probe("related", None), "a cat and a bird", after, {"cat": "dog"}, {"bird": "cat"})
+    assert (result.right, result.scores["generality_image_exact"]) == (right, float(right))
+
+
+def test_an_answer_may_end_in_a_point(ask: Ask) -> None:
+    assert ask(Probe("unrelated", None), "A dog.", "A dog.", {"cat": "kite"}).scores["locality_image"] == 1

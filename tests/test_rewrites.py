@@ -15,6 +15,7 @@ from mmedit.models.forcing import dictated, forced
 from mmedit.rewrites import by_form, leads_of, rewrites_of, steps_of
 from mmedit.sightings import source_sightings
 from mmedit.testbed.benchmark import iconworld_cases
+from mmedit.trace import Trace
 
 CASES = iconworld_cases(8, "validation")
 SHIPPED = ["iconworld-llava", "iconworld-instructblip", "iconworld-mplug-owl2"]
@@ -68,15 +69,16 @@ def test_a_direction_says_how_a_row_moves_the_margin(vlm: mmedit.VisionLanguageM
     step = steps_of(vlm, [rewrite])[0][0]
     site = mmedit.Site(5)
     unit = int(step.activations[site].abs().argmax())
-    delta = torch.randn(1, 128, generator=torch.Generator().manual_seed(1)) * 1e-2
+    delta = torch.randn(1, 128, generator=torch.Generator().manual_seed(1)) * 2e-3
     norm = vlm.architecture.final_norm
     x = step.norms[norm]
     delta -= (delta @ x)[:, None] * x / (x @ x)  # along the stream itself the norm's scale would change
     patch = make_patch(vlm, MMNeurons(), [mmedit.Neuron(5, unit)], delta, [{"source": "cat", "target": "dog"}])
+    before = leads_of(vlm, [rewrite])[0].margins[step.place]
     with patch.applied(vlm):
-        moved = leads_of(vlm, [rewrite])[0].margins[step.place] - step.margin
+        moved = leads_of(vlm, [rewrite])[0].margins[step.place] - before
     predicted = step.activations[site][unit] * (delta[0] @ step.direction(vlm)[site])
-    assert abs(float(moved - predicted)) < 0.02 * abs(float(predicted)) + 1e-4
+    assert abs(float(moved - predicted)) < 0.02 * abs(float(predicted)) + 5e-5
 
 
 def test_an_answer_without_a_source_differs_from_its_first_new_token_on(
@@ -129,7 +131,7 @@ def test_a_background_knows_where_a_word_is_said(vlm: mmedit.VisionLanguageModel
 def test_background_activations_are_those_of_generation(vlm: mmedit.VisionLanguageModel) -> None:
     background = Background(vlm, drawn_pictures(3), batch_size=2)
     site, place = mmedit.Site(4), 2
-    with mmedit.Trace(vlm.architecture) as trace:
+    with Trace(vlm.architecture) as trace:
         vlm.generate_batch(vlm.inputs(drawn_pictures(3)[:1]))
     got = background.activations([mmedit.Neuron(4, u) for u in range(512)], torch.tensor([place]))[0]
     assert torch.allclose(got, trace.at(site, place, 0), atol=0.02, rtol=0.01)

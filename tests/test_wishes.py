@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmedit.editors.wishes import Wish, least_change, multipliers
+from mmedit.editors.wishes import Wish, comes_to, least_change, multipliers
 from mmedit.neuron import Neuron, Site
 
 seeds = st.integers(0, 10**6)
@@ -22,7 +22,7 @@ def random_wishes(seed: int, n: int, k: int, d: int) -> tuple[list[Wish], dict[N
     h = {Neuron(i % 2, i): float(torch.rand((), generator=g)) + 0.1 for i in range(k)}
     h = dict(sorted(h.items()))
     wishes = [
-        Wish(torch.randn(k, generator=g).double(), {s: torch.randn(d, generator=g) for s in sites}, float(torch.rand((), generator=g)) + 0.5, 0.0)
+        Wish(torch.randn(k, generator=g).double(), {s: torch.randn(d, generator=g) for s in sites}, 1.0, float(torch.rand((), generator=g)) + 0.5)
         for _ in range(n)
     ]  # fmt: skip
     return wishes, h
@@ -30,7 +30,10 @@ def random_wishes(seed: int, n: int, k: int, d: int) -> tuple[list[Wish], dict[N
 
 def granted(wish: Wish, h: dict[Neuron, float], delta: Tensor) -> float:
     """By how much a change raises the lead that a wish is about."""
-    return sum(float(o) * float(row.double() @ wish.directions[n.site].double()) for o, n, row in zip(wish.o, h, delta, strict=True))
+    return sum(
+        float(o) * float(row.double() @ wish.directions[n.site].double())
+        for o, n, row in zip(wish.o, h, delta, strict=True)
+    )
 
 
 def cost(h: dict[Neuron, float], delta: Tensor) -> float:
@@ -74,31 +77,40 @@ def test_a_single_wish_has_its_closed_form() -> None:
 
 
 def test_a_loud_neuron_of_the_background_is_moved_less() -> None:
-    wish = Wish(torch.ones(2).double(), {Site(0): torch.tensor([1.0, 0.0])}, 1.0, 0.0)
+    wish = Wish(torch.ones(2).double(), {Site(0): torch.tensor([1.0, 0.0])}, 1.0, 1.0)
     quiet, loud = least_change([wish], {Neuron(0, 0): 0.1, Neuron(0, 1): 0.9}).norm(dim=1).tolist()
     assert math.isclose(quiet, 9 * loud, rel_tol=1e-5)
 
 
-def test_what_the_model_lacks_is_wished_for() -> None:
-    wish = Wish(torch.ones(1).double(), {Site(0): torch.tensor([1.0])}, goal=2.0, now=-2.0)
+def test_what_counts_as_granted() -> None:
+    wish = Wish(torch.ones(1).double(), {Site(0): torch.tensor([1.0])}, goal=2.0, rise=4.0)
+    assert wish.granted(1.95)
+    assert not wish.granted(1.8)
+    assert wish.granted(9.0), "it does not weigh: more is as good"
     least_change([wish], {Neuron(0, 0): 1.0})
-    assert not wish.learn(1.0, 0.05)
-    assert wish.rise == 5.0
-    assert wish.learn(2.0, 0.05)
-    assert wish.rise == 5.0
-    assert wish.learn(3.0, 0.05)  # more than was asked for: less is wished
-    assert wish.rise == 4.0
+    assert wish.weight > 0
+    assert not wish.granted(9.0), "the change is greater than it need be"
+
+
+@given(seeds)
+def test_a_change_comes_to_what_the_wishes_ask(seed: int) -> None:
+    wishes, h = random_wishes(seed, 2, 5, 7)
+    delta = least_change(wishes, h)
+    for wish in wishes:
+        assert math.isclose(
+            comes_to(wish.o, wish.directions, h, delta), granted(wish, h, delta), rel_tol=1e-5, abs_tol=1e-6
+        )
 
 
 def test_a_wish_that_costs_too_much_gives_way_to_one_without_a_cap() -> None:
     """Two wishes that contradict each other nearly: without the cap both multipliers would run away."""
-    firm = Wish(torch.tensor([1.0, 1.0]).double(), {Site(0): torch.tensor([1.0, 0.0])}, 1.0, 0.0)
-    weak = Wish(torch.tensor([1.0, 1.001]).double(), {Site(0): torch.tensor([-1.0, 0.0])}, 0.5, 0.0, cap=0.1)
+    firm = Wish(torch.tensor([1.0, 1.0]).double(), {Site(0): torch.tensor([1.0, 0.0])}, 1.0, 1.0)
+    weak = Wish(torch.tensor([1.0, 1.001]).double(), {Site(0): torch.tensor([-1.0, 0.0])}, 0.5, 0.5, cap=0.1)
     h = {Neuron(0, 0): 1.0, Neuron(0, 1): 1.0}
     delta = least_change([firm, weak], h)
     assert weak.weight == 0.1
     assert abs(granted(firm, h, delta) - 1.0) < 1e-6
-    assert weak.learn(-5.0, 0.05), "all is done for it"
+    assert weak.granted(-5.0), "all is done for it"
 
 
 @settings(max_examples=40, deadline=None)

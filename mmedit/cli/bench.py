@@ -174,14 +174,14 @@ def _write(reports: Sequence[EditReport], output: Path) -> None:
     from mmedit.cli.bench_runs import file_name
     from mmedit.evaluation.comparison import write_comparison
     from mmedit.evaluation.page import write_report
-    from mmedit.evaluation.plot import comparison_figure
+    from mmedit.evaluation.plot import comparison_figure, png
     from mmedit.files import replacing
 
     plot = b""
     if len(reports) > 1:
         write_comparison(output / "comparison.csv", reports)
         try:
-            plot = comparison_figure(reports, reports[0].model)
+            plot = png(comparison_figure(reports, reports[0].model))
         except ImportError:
             o.say("the comparison is not drawn: pip install 'mmedit-vlm[analysis]' for matplotlib", err=True)
         else:

@@ -108,7 +108,9 @@ def judged(
     patch = attempt.patch
     state = State([patch], swaps_of(patch)) if patch else State([], wanted_swaps(case))
     (results,) = judge(vlm, case.probes, [state], baselines, batch_size, teacher_forcing)
-    return Outcome(case.id, of_case(case.id, results), attempt.seconds, attempt.failure, size_of(patch), attempt.peak_bytes)
+    return Outcome(
+        case.id, of_case(case.id, results), attempt.seconds, attempt.failure, size_of(patch), attempt.peak_bytes
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def made(vlm: VisionLanguageModel, name: str, requests: Any, execute: Execute, s
     patch = failure = None
     torch.manual_seed(hash_of(seed, name))
     began = time.perf_counter()
-    with peak_memory() as peak, warnings.catch_warnings():
+    on_cuda = any(parameter.is_cuda for parameter in vlm.model.parameters())
+    with peak_memory(on_cuda) as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a word of several tokens, a weak neuron: the figures show what comes of it
         try:
             patch = execute(vlm, requests)

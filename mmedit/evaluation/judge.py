@@ -11,7 +11,7 @@ from mmedit.errors import PatchError
 from mmedit.evaluation.answers import Bar, Baselines, free_answers
 from mmedit.evaluation.chair import chair_scores
 from mmedit.evaluation.forced import changing_scores, staying_scores
-from mmedit.evaluation.metrics import all_replaced, says
+from mmedit.evaluation.metrics import all_replaced, is_replaced, says
 from mmedit.models.vlm import Generation, VisionLanguageModel
 from mmedit.patches.live import stack
 from mmedit.patches.patch import Patch
@@ -30,7 +30,8 @@ class State:
     Args:
         patches: all that is live at once.
         swaps: for each source of the edit that is judged, in lower case, its target.
-        others: the same for edits that are live beside it; what they change is not held against this one.
+        others: the same for edits that are live beside it; neither what they change nor what they fail to change is held against
+            this one.
     """
 
     patches: Sequence[Patch]
@@ -119,18 +120,19 @@ def _judge(probe: Probe, before: Generation, after: Generation, state: State, ob
     if probe.changing:
         expected, right = _changed(probe, old, new, state)
         if expected is not None:
-            exact = _plain(new) == _plain(expected) if probe.answer is not None else new == expected
+            exact = _plain(new) == _plain(expected) if probe.answer is not None else _as_expected(old, new, state)
             scores = {name: float(bool(right)), f"{name}_exact": float(exact)}
         return ProbeResult(probe, old, new, expected, right, scores)
     expected = all_replaced(old, state.others)
-    leaked = any(says(new, target) and not says(expected, target) for target in state.swaps.values())
-    scores = {name: float(new == expected), "leakage": float(leaked)}
+    stayed = is_replaced(old, new, {}, state.others)
+    leaked = any(says(new, word) and not says(expected, word) and not says(old, word) for word in state.swaps.values())
+    scores = {name: float(stayed), "leakage": float(leaked)}
     if probe.objects is not None:
         vocabulary = objects | state.swaps.keys() | {*state.swaps.values(), *state.others.values()}
-        there = {state.others.get(word.casefold(), word) for word in probe.objects}
+        there = {*probe.objects, *(state.others.get(word.casefold(), word) for word in probe.objects)}
         more, weights = chair_scores(old, new, there, vocabulary)
         scores |= more
-    return ProbeResult(probe, old, new, expected, new == expected, scores, weights)
+    return ProbeResult(probe, old, new, expected, stayed, scores, weights)
 
 
 def _changed(probe: Probe, old: str, new: str, state: State) -> tuple[str | None, bool | None]:
@@ -141,10 +143,14 @@ def _changed(probe: Probe, old: str, new: str, state: State) -> tuple[str | None
     if not said:
         return None, None
     expected = all_replaced(old, {**state.others, **state.swaps})
-    if any(says(expected, source) for source in said):  # an exchange, or another edit's target: the word is there after it too
-        return expected, new == expected
+    if any(says(expected, source) for source in said):  # of an exchange, or of another edit: right to say
+        return expected, _as_expected(old, new, state)
     gone = not any(says(new, source) for source in said)
     return expected, gone and all(says(new, target) for target in said.values())
+
+
+def _as_expected(old: str, new: str, state: State) -> bool:
+    return is_replaced(old, new, state.swaps, state.others)
 
 
 def _plain(text: str) -> str:

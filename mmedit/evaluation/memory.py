@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -28,20 +29,23 @@ class Peak:
 
 
 @contextmanager
-def peak_memory() -> Iterator[Peak]:
+def peak_memory(on_cuda: bool) -> Iterator[Peak]:
     """Measure the peak of what is done inside.
+
+    Args:
+        on_cuda: what PyTorch allocates on CUDA, all devices together, each at its own peak; otherwise the resident process.
 
     Yields:
         The peak, which has its value afterwards.
 
     Example:
-        >>> with peak_memory() as peak:
+        >>> with peak_memory(on_cuda=False) as peak:
         ...     kept = torch.ones(1 << 24)
         >>> peak.above >= 0
         True
     """
     peak = Peak()
-    with _on_cuda(peak) if torch.cuda.is_available() and torch.cuda.is_initialized() else _of_process(peak):
+    with _on_cuda(peak) if on_cuda else _of_process(peak):
         yield peak
 
 
@@ -91,8 +95,7 @@ def _reader() -> Callable[[], int] | None:
         page = os.sysconf("SC_PAGE_SIZE")
         return lambda: int(STATM.read_text().split()[1]) * page
     try:
-        import psutil
+        process = import_module("psutil").Process()
     except ImportError:
         return None
-    process = psutil.Process()
     return lambda: int(process.memory_info().rss)

@@ -37,6 +37,33 @@ def replaced(caption: str, source: str, target: str) -> str:
     return all_replaced(caption, {source.casefold(): target})
 
 
+def is_replaced(before: str, after: str, swaps: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether a caption is the old one with all of some swaps made and, word by word, any or none of others.
+
+    Args:
+        before: the old caption.
+        after: the new one.
+        swaps: for each source, in lower case, its target.
+        others: the same for those that may be made or not.
+
+    Example:
+        >>> [is_replaced("a cat and a bird", after, {"cat": "dog"}, {"bird": "kite"}) for after in ("a dog and a bird", "a dog and a kite")]
+        [True, True]
+        >>> is_replaced("a cat and a bird", "a dog and a boat", {"cat": "dog"}, {"bird": "kite"})
+        False
+    """
+    if not others:
+        return after == all_replaced(before, swaps)
+    every = sorted({**others, **swaps}, key=len, reverse=True)
+    pattern, done = "", 0
+    for match in re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, every))})(?!\w)", before, re.IGNORECASE):
+        word = match.group().casefold()
+        allowed = [swaps[word]] if word in swaps else [match.group(), others[word]]
+        pattern += re.escape(before[done : match.start()]) + f"(?:{'|'.join(map(re.escape, allowed))})"
+        done = match.end()
+    return re.fullmatch(pattern + re.escape(before[done:]), after) is not None
+
+
 def says(caption: str, word: str) -> bool:
     """Whether a word stands in a caption, as a whole word.
 

@@ -133,7 +133,9 @@ def _judged(
     return found
 
 
-def _made(vlm: VisionLanguageModel, group: Sequence[EditCase], execute: Execute, seed: int) -> tuple[Attempt, dict[str, str]]:
+def _made(
+    vlm: VisionLanguageModel, group: Sequence[EditCase], execute: Execute, seed: int
+) -> tuple[Attempt, dict[str, str]]:
     """The patch of a group, made again without those that the editor refuses, and why it refuses each of them."""
     attempt = _attempt(vlm, group, execute, seed)
     if attempt.failure is None:

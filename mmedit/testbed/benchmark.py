@@ -72,7 +72,8 @@ N_FACTS = {
     ("source", "open"): 2, ("source", "yes or no"): 1,
 }  # fmt: skip
 TURNS = 6  # swaps per source: two within its kind, one into each other kind
-FIRST, FURTHER = 10**7, 2 * 10**7  # beyond the numbers of swap_cases, and beyond those of the cases with all their probes
+FIRST = 10**7  # beyond the numbers of swap_cases
+FURTHER = 2 * 10**7  # beyond those
 
 
 class Drawing(Deferred):
