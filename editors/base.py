@@ -21,6 +21,7 @@ from mmedit.neuron import Neuron, NeuronRanking, Site
 from mmedit.patches.base import Base
 from mmedit.patches.live import Stack, stack_of
 from mmedit.patches.patch import Patch
+from mmedit.printable import printable
 from mmedit.requests import EditRequest
 from mmedit.sightings import answer_sightings, source_sightings
 
@@ -45,6 +46,11 @@ def requests_of(request: Requests) -> list[EditRequest]:
                 do="keep one of them",
             )  # fmt: skip
     return listed
+
+
+def source_of(request: EditRequest, said: str) -> str:
+    """What a patch file gives as an edit's source: the request's word, or what the model says instead of the target."""
+    return request.source or printable(said.strip())
 
 
 class Editor(ABC):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmedit.background import Background, drawn_pictures
-from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
+from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of, source_of
 from mmedit.editors.wishes import Problem
 from mmedit.errors import HparamsError, RequestError
 from mmedit.models.images import image_digest
@@ -212,7 +212,7 @@ class Margin(Editor):
     ) -> dict[str, Any]:
         steps, neurons = tokens[0]
         return {
-            "source": request.source or rewrite.generation.text.strip(), "target": request.target,
+            "source": source_of(request, rewrite.generation.text), "target": request.target,
             "source_token_id": steps[0].rival, "target_token_id": steps[0].wanted, "prompt": asdict(as_prompt(request.prompt)),
             "images": [image_digest(image) for image in request.images], "neurons": [str(neuron) for neuron in neurons],
             "activations": [float(steps[0].activations[neuron.site][neuron.unit]) for neuron in neurons],

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmedit.concepts import swapped
-from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
+from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of, source_of
 from mmedit.editors.descent import SOLVERS
 from mmedit.editors.descent import closed_form as closed_form
 from mmedit.editors.descent import gradient_descent as gradient_descent
@@ -155,7 +155,7 @@ class MMNeurons(Editor):
         for one in (part for whole in requests_of(request) for part in by_form(vlm, whole, hp.batch_size)):
             first, *further = self._token_swaps(vlm, one, neurons)
             edits.append(first.provenance() | {
-                "source": one.source or first.ranking.source, "target": one.target, "prompt": asdict(as_prompt(one.prompt)),
+                "source": source_of(one, first.ranking.source), "target": one.target, "prompt": asdict(as_prompt(one.prompt)),
                 "images": [image_digest(image) for image in one.images], **({"further": [swap.provenance() for swap in further]} if further else {}),
             })  # fmt: skip
             for swap in (first, *further):

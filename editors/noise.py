@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of
+from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of, source_of
 from mmedit.editors.ranges import check, check_ranges
 from mmedit.locate import rank
 from mmedit.models.images import image_digest
@@ -119,7 +119,7 @@ class Noise(Editor):
             for neuron, row in zip(sorted(ranking.neurons), drawn, strict=True):
                 rows[neuron] = rows[neuron] + row if neuron in rows else row
             edits.append({
-                "source": one.source or ranking.source, "target": one.target, "prompt": asdict(as_prompt(one.prompt)),
+                "source": source_of(one, ranking.source), "target": one.target, "prompt": asdict(as_prompt(one.prompt)),
                 "images": [image_digest(image) for image in one.images], "neurons": [str(neuron) for neuron in ranking.neurons],
             })  # fmt: skip
         return make_patch(vlm, self, [*rows], torch.stack([*rows.values()]), edits)

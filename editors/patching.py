@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmedit.editors.base import Editor
+from mmedit.editors.base import Editor, source_of
 from mmedit.errors import ModelError
 from mmedit.models.architecture import Architecture, WOut
 from mmedit.models.images import image_digest
@@ -80,7 +80,7 @@ def provenance(
     start = min(first.places)
     said = (*first.generation.ids, min(vlm.end_ids))
     return {
-        "source": request.source or first.generation.text.strip(), "target": request.target, "prompt": asdict(as_prompt(request.prompt)),
+        "source": source_of(request, first.generation.text), "target": request.target, "prompt": asdict(as_prompt(request.prompt)),
         "images": [image_digest(image) for image in request.images], "source_token_id": said[start], "target_token_id": first.wanted[start],
         **({"forms": dict(request.forms)} if request.forms else {}), **more,
     }  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
+from secrets import token_hex
 
 from mmedit.errors import OutputError
 
@@ -27,19 +28,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     target = Path(path)
-    part = _temporary(target)
-    try:
-        yield part
-        part.chmod(0o666 & ~_umask())
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(target)
-    except OSError as error:
-        raise OutputError(
-            "cannot write this file", where=target, got=str(error), do="free some space or choose another place"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with _temporary(target) as part:
+        try:
+            yield part
+            part.chmod(0o666 & ~_umask())
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(target)
+        except OSError as error:
+            raise OutputError(
+                "cannot write this file", where=target, got=str(error), do="free some space or choose another place"
+            ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -54,7 +53,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raise OutputError unless a file can be written here, before anything long is begun."""
-    _temporary(Path(path)).unlink()
+    with _temporary(Path(path)):
+        pass
 
 
 def make_folder(path: str | Path) -> Path:
@@ -83,8 +83,21 @@ def write_all(handle: int, data: mmap | memoryview, place: int) -> None:
                 done += os.pwrite(handle, left, place + done)
 
 
-def _temporary(target: Path) -> Path:
-    """An empty temporary file beside the target."""
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """An empty temporary file beside the target, which nobody else may read; gone after every exit."""
+    part = target.parent / f".{target.name}.{token_hex(8)}.part"  # named before it is made, so that no Ctrl-C can lose it
+    try:
+        try:
+            _make(part, target)
+            yield part
+        finally:
+            _remove(part)
+    finally:
+        _remove(part)  # again, for a Ctrl-C on the threshold of the first
+
+
+def _make(part: Path, target: Path) -> None:
     try:
         if target.exists() and not target.is_file():  # a device or pipe must not be replaced by a file
             raise OutputError(
@@ -92,7 +105,7 @@ def _temporary(target: Path) -> Path:
                 where=target,
                 expected="a file's path",
             )
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise OutputError(
             "cannot write a file here",
@@ -100,8 +113,11 @@ def _temporary(target: Path) -> Path:
             got=str(error),
             do="choose a folder that exists and may be written",
         ) from error
-    os.close(handle)
-    return Path(name)
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):  # where it could not be made, there is nothing to remove
+        part.unlink()
 
 
 def _umask() -> int:

@@ -152,12 +152,12 @@ def rank(
     if not words:
         return []
     scores = method.scores(vlm, [sighting for seen in words for sighting in seen])
-    rankings, start = [], 0
+    best, start = [], 0
     for seen in words:
         means = {site: values[start : start + len(seen)].mean(0) for site, values in scores.items()}
         start += len(seen)
-        rankings.append(_ranking(vlm, seen, _best(means, k), n_tokens, method))
-    return rankings
+        best.append(_best(means, k))
+    return _rankings(vlm, words, best, n_tokens, method)
 
 
 def rank_given(
@@ -190,7 +190,7 @@ def rank_given(
             expected=f"neurons of {', '.join(map(str, scores))}",
         )
     best = [(neuron, float(scores[neuron.site][:, neuron.unit].mean())) for neuron in neurons]
-    return _ranking(vlm, seen, sorted(best, key=lambda item: (-item[1], item[0])), n_tokens, method)
+    return _rankings(vlm, [seen], [sorted(best, key=lambda item: (-item[1], item[0]))], n_tokens, method)[0]
 
 
 def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
@@ -215,15 +215,20 @@ def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
     return found
 
 
-def _ranking(
-    vlm: VisionLanguageModel, seen: Sequence[Sighting], best: list[tuple[Neuron, float]], n_tokens: int, scorer: Scorer
-) -> NeuronRanking:
-    words = top_tokens(vlm, [neuron for neuron, _ in best], n_tokens)
-    records = tuple(RankedNeuron(neuron, value, tokens) for (neuron, value), tokens in zip(best, words, strict=True))
-    o = tuple(sum(float(s.activations[n.site][n.unit]) for s in seen) / len(seen) for n, _ in best)
-    captions = tuple({s.picture: s.generation.text.strip() for s in seen}.values())
-    label = scorer.label(vlm.architecture, seen[0])
-    return NeuronRanking(records, seen[0].occurrence.word, seen[0].occurrence.token_id, o, label, captions)
+def _rankings(
+    vlm: VisionLanguageModel, words: Sequence[Sequence[Sighting]], best: Sequence[list[tuple[Neuron, float]]], n_tokens: int,
+    scorer: Scorer,
+) -> list[NeuronRanking]:  # fmt: skip
+    chosen = list(dict.fromkeys(neuron for found in best for neuron, _ in found))  # words share many
+    tokens = dict(zip(chosen, top_tokens(vlm, chosen, n_tokens), strict=True))
+    rankings = []
+    for seen, found in zip(words, best, strict=True):
+        records = tuple(RankedNeuron(neuron, value, tokens[neuron]) for neuron, value in found)
+        o = tuple(sum(float(s.activations[n.site][n.unit]) for s in seen) / len(seen) for n, _ in found)
+        captions = tuple({s.picture: s.generation.text.strip() for s in seen}.values())
+        label, said = scorer.label(vlm.architecture, seen[0]), seen[0].occurrence
+        rankings.append(NeuronRanking(records, said.word, said.token_id, o, label, captions))
+    return rankings
 
 
 def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int = 10) -> list[tuple[str, ...]]:
@@ -241,9 +246,14 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
         return [() for _ in neurons]
     architecture = vlm.architecture
     architecture.require_readable({neuron.site for neuron in neurons})
-    w_u = architecture.w_u
-    rows = torch.cat([architecture.w_out(n.site).rows(torch.tensor([n.unit])) for n in neurons])
+    w_u, places = architecture.w_u, dict[Site, list[int]]()
+    for place, neuron in enumerate(neurons):
+        places.setdefault(neuron.site, []).append(place)
+    rows = [architecture.w_out(site).rows(torch.tensor([neurons[i].unit for i in at])) for site, at in places.items()]
     with torch.inference_mode():
-        chunks = torch.split(rows, 64)
-        best = torch.cat([product(chunk, w_u).topk(min(n_tokens, len(w_u))).indices for chunk in chunks])
-    return [tuple(vlm.tokenizer.decode([token]) for token in row) for row in best.tolist()]
+        chunks = torch.split(torch.cat(rows), 64)
+        best = torch.cat([product(chunk, w_u).topk(min(n_tokens, len(w_u))).indices for chunk in chunks]).tolist()
+    distinct = list({token for row in best for token in row})
+    texts = dict(zip(distinct, vlm.tokenizer.batch_decode([[token] for token in distinct]), strict=True))
+    found = dict(zip((place for at in places.values() for place in at), best, strict=True))
+    return [tuple(texts[token] for token in found[place]) for place in range(len(neurons))]

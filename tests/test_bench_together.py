@@ -67,7 +67,7 @@ SWAPS = st.lists(st.tuples(WORDS, WORDS).filter(lambda pair: pair[0] != pair[1])
 def test_no_group_has_two_targets_for_a_word_and_none_is_smaller_than_it_must_be(swaps: Any, n: int) -> None:
     cases = [EditCase(str(i), EditRequest(f"{i}.png", *swap), ()) for i, swap in enumerate(swaps)]
     groups = groups_of(cases, n)
-    assert sorted((int(case.id) for group in groups for case in group)) == list(range(len(cases)))
+    assert sorted(int(case.id) for group in groups for case in group) == list(range(len(cases)))
     for number, group in enumerate(groups):
         targets = {case.request.source: case.request.target for case in group}
         assert 1 <= len(group) <= n and all(targets[case.request.source] == case.request.target for case in group)
@@ -75,11 +75,15 @@ def test_no_group_has_two_targets_for_a_word_and_none_is_smaller_than_it_must_be
         for case in group:  # it found no place before
             for earlier in groups[:number]:
                 there = [other for other in earlier if int(other.id) < int(case.id)]
-                clash = any(wanted_swaps(o).get(case.request.source, case.request.target) != case.request.target for o in there)  # type: ignore[arg-type]
+                clash = any(
+                    wanted_swaps(o).get(case.request.source, case.request.target) != case.request.target for o in there
+                )  # type: ignore[arg-type]
                 assert clash or len(there) == n
         requests = joined(group)
         assert len(requests) == len(targets)
-        assert sorted(image for one in requests.values() for image in one.images) == sorted(f"{c.id}.png" for c in group)
+        assert sorted(image for one in requests.values() for image in one.images) == sorted(
+            f"{c.id}.png" for c in group
+        )
 
 
 def test_a_hundred_at_once_are_all_nouns_from_five_pictures() -> None:
@@ -162,13 +166,20 @@ def test_what_an_editor_refuses_is_left_out_of_the_group(
 
     refused: set[str | None] = {cases[1].request.source, cases[2].request.source}
     (found,) = together(vlm, groups_of(cases, 4), moody, baselines=known)
-    assert [one.failure for one in found] == [None, f"not {[cases[1].request.source]}", f"not {[cases[2].request.source]}", None]
+    assert [one.failure for one in found] == [
+        None,
+        f"not {[cases[1].request.source]}",
+        f"not {[cases[2].request.source]}",
+        None,
+    ]
     (kept,) = together(vlm, groups_of([cases[0], cases[3]], 4), editor.execute, baselines=known)
     assert figures(found)[::3] == figures(kept)  # as if they had never been asked for
     for lost in found[1:3]:
         edited = [result for result in lost.results if result.probe.kind == "edit"]
         assert edited and not any(result.right for result in edited)
-        assert all(result.scores.get("locality_text", 1) == 1 or result.before != result.after for result in lost.results)
+        assert all(
+            result.scores.get("locality_text", 1) == 1 or result.before != result.after for result in lost.results
+        )
     refused = {case.request.source for case in cases}
     (none,) = together(vlm, groups_of(cases, 4), moody, baselines=known)
     assert all(one.failure and one.patch_bytes == 0 for one in none)

@@ -138,7 +138,9 @@ def test_forced_and_free_figures_stand_side_by_side(vlm: mmedit.VisionLanguageMo
     assert untouched[1].scores["kl_image"] == 0 and untouched[1].before == untouched[1].after
 
 
-@pytest.mark.parametrize(("after", "stays"), [("a boat.", True), ("a dog.", True), ("a kite.", False), ("a boat", False)])
+@pytest.mark.parametrize(
+    ("after", "stays"), [("a boat.", True), ("a dog.", True), ("a kite.", False), ("a boat", False)]
+)
 def test_other_edits_may_do_their_part_or_fail_at_it(ask: Ask, after: str, stays: bool) -> None:
     result = ask(Probe("unrelated", None), "a dog.", after, {"cat": "dog"}, {"dog": "boat"})
     assert result.scores["locality_image"] == float(stays) and result.expected == "a boat."

@@ -17,6 +17,7 @@ from mmedit.editors import MMNeurons, MMNeuronsHparams
 from mmedit.editors.mm_neurons import closed_form, gradient_descent
 from mmedit.errors import RequestError
 from mmedit.requests import CAPTION_PROMPT
+from mmedit.testbed.benchmark import iconworld_cases
 
 numbers = st.floats(-3, 3, allow_nan=False, allow_subnormal=False)
 
@@ -106,7 +107,7 @@ def test_a_beta_that_holds_neurons_is_named(
 
 def test_swaps_that_share_a_neuron_share_its_row(vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest) -> None:
     """With one list of neurons for both, Algorithm 1 descends on the sum of the losses: without a penalty the rows add up."""
-    boat = mmedit.testbed.benchmark.iconworld_cases(7, "validation")[6].request
+    boat = iconworld_cases(7, "validation")[6].request
     editor, neurons = MMNeurons.from_hparams("iconworld-llava"), [mmedit.Neuron(5, 3), mmedit.Neuron(4, 7)]
     assert editor.hparams.beta == 0
     alone = [editor.execute(vlm, one, neurons=neurons) for one in (request_of_cat, boat)]

@@ -97,7 +97,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.folder = make_folder(self.folder)
-        if self.vlm.architecture.image_token_id is None or self.vlm.model.config.is_encoder_decoder:
+        if self.vlm.architecture.image_token_id is None or self.vlm.has_encoder:
             self.methods = tuple(method for method in self.methods if method != "attribution")
 
     @cached_property

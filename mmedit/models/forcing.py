@@ -107,8 +107,8 @@ def forced_inputs(
     given = torch.zeros_like(ids)
     for row, answer in enumerate(answers):
         ids[row, : len(answer)], given[row, : len(answer)] = torch.tensor(answer, dtype=torch.long), 1
-    if vlm.model.config.is_encoder_decoder:
-        start = torch.full_like(ids[:, :1], vlm.model.generation_config.decoder_start_token_id)
+    if vlm.has_encoder:
+        start = torch.full_like(ids[:, :1], _decoder_start(vlm))
         inputs = dict(batch) | {"decoder_input_ids": torch.cat([start, ids], 1)}
         spans = [(0, 1 + len(answer)) for answer in answers]
     else:
@@ -116,6 +116,13 @@ def forced_inputs(
         prompts = batch["attention_mask"].sum(1).tolist()
         spans = [(length - n, length + len(answer)) for n, answer in zip(prompts, answers, strict=True)]
     return inputs, spans
+
+
+def _decoder_start(vlm: VisionLanguageModel) -> int:
+    """The token that a decoder's answers begin with, by whichever configuration has it."""
+    places = (vlm.model.generation_config, vlm.model.config, getattr(vlm.model.config, "text_config", None))
+    found = (getattr(place, "decoder_start_token_id", None) for place in places)
+    return next(int(number) for number in found if number is not None)
 
 
 def dictated(vlm: VisionLanguageModel, images: Any, prompt: Any, answers: Sequence[Sequence[int]]) -> list[Forced]:

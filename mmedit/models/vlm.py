@@ -144,7 +144,7 @@ class VisionLanguageModel:
         )  # fmt: skip
         with torch.inference_mode():
             ids = self.reader(inputs).generate(**inputs, generation_config=config)
-        start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        start = 1 if self.has_encoder else inputs["input_ids"].shape[1]
         return [self._generation(row[start:].tolist()) for row in ids]
 
     def caption(self, images: Any, prompt: str | Prompt | None = None, batch_size: int = 8) -> list[str]:
@@ -170,6 +170,12 @@ class VisionLanguageModel:
             True
         """
         return [generation.text.strip() for generation in self.generate(images, prompt, batch_size)]
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt, so that the decoder sees nothing but the answer."""
+        configs = (self.model.config, getattr(self.model.config, "text_config", None))
+        return any(getattr(config, "is_encoder_decoder", False) for config in configs)
 
     @property
     def end_ids(self) -> frozenset[int]:

@@ -6,10 +6,10 @@ import fcntl
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from mmedit.errors import OutputError
 
@@ -24,6 +24,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         OutputError: if `path` exists and is no empty folder, another process is writing it, or it cannot be written.
 
     Example:
+        >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "new"
         >>> with new_folder(target) as part:
         ...     _ = (part / "note.txt").write_text("hello")
@@ -38,8 +39,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             for left in target.parent.iterdir():  # nobody else is at work, so their makers are dead
                 if remains.fullmatch(left.name):
                     shutil.rmtree(left)
-            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-{os.getpid()}-", dir=target.parent))
+            part = target.parent / f".{target.name}.part-{os.getpid()}-{token_hex(8)}"  # named first: no Ctrl-C can lose it
             try:
+                part.mkdir(0o700)
                 yield part
                 _settle(part)
                 part.rename(target)

@@ -69,7 +69,7 @@ def attributions(vlm: VisionLanguageModel, words: Sequence[Sighting]) -> list[di
     last = max(word.occurrence.index for word in words)
     with without_gradients_of_weights(model):
         prompt = vlm.inputs(words[0].image, words[0].prompt)
-        if model.config.is_encoder_decoder or "cross_attention_mask" in prompt:
+        if vlm.has_encoder or "cross_attention_mask" in prompt:
             raise ModelError(
                 "attribution looks at the picture's positions in the decoder, which sees this model's pictures through cross-attention",
                 where=vlm.architecture.model_type, do="use another scorer",

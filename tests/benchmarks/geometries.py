@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import (
@@ -15,6 +17,11 @@ from transformers import (
 )
 
 import mmedit
+from mmedit.concepts import Occurrence
+from mmedit.locate import rank
+from mmedit.models.vlm import Generation
+from mmedit.nouns import noun_tokens
+from mmedit.sightings import sightings
 from mmedit.testbed.checkpoint import build_processor
 
 GEOMETRIES = {
@@ -54,3 +61,26 @@ def random_llava(name: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     finally:
         torch.set_default_dtype(before)
     return mmedit.VisionLanguageModel(model, processor, f"LLaVA, {name}")
+
+
+def shorten(vlm: mmedit.VisionLanguageModel, n: int = 12) -> None:
+    """Have answers end after n tokens: random weights never end one."""
+    generate = vlm.generate_batch
+    vlm.generate_batch = lambda inputs, most=n: generate(inputs, min(most, n))  # type: ignore[method-assign]
+
+
+def words(n: int) -> Callable[[int, Generation], list[Occurrence]]:
+    """The tokens 1, 3, 5 … of a caption, as if each were a word: random weights say no nouns."""
+    return lambda number, said: [Occurrence("word", 0, i, said.ids[i], 1) for i in range(1, 2 * n, 2)]
+
+
+def locate(vlm: mmedit.VisionLanguageModel, images: Any, batch_size: int = 8, n: int = 3) -> list[mmedit.NeuronRanking]:
+    """Rank neurons for all nouns of each caption; where weights are random, for n tokens after a search for nouns in vain."""
+    if vlm.name.startswith("LLaVA, "):
+
+        def choose(number: int, said: Generation) -> list[Occurrence]:
+            noun_tokens(said.ids, vlm.tokenizer)
+            return words(n)(number, said)
+
+        return rank(vlm, [[seen] for seen in sightings(vlm, images, choose, batch_size=batch_size)])
+    return [ranking for found in mmedit.locate_nouns(vlm, images, batch_size=batch_size) for ranking in found]
