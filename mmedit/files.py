@@ -86,7 +86,7 @@ def write_all(handle: int, data: mmap | memoryview, place: int) -> None:
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """An empty temporary file beside the target, which nobody else may read; gone after every exit."""
-    part = target.parent / f".{target.name}.{token_hex(8)}.part"  # named before it is made, so that no Ctrl-C can lose it
+    part = target.parent / f".{target.name}.{token_hex(8)}.part"  # named first, so that no Ctrl-C can lose it
     try:
         try:
             _make(part, target)

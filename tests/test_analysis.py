@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_shuffling_moves_image_tokens_and_nothing_else(vlm: mmedit.VisionLanguag
     with pytest.raises(KeyboardInterrupt), shuffled_image_tokens(vlm, 0):
         raise KeyboardInterrupt
     assert [len(m._forward_pre_hooks) for m in vlm.model.modules()] == hooks
+
+
+@pytest.mark.parametrize("name", ["iconworld-llava", "iconworld-instructblip", "iconworld-mplug-owl2"])
+def test_shuffling_is_felt_while_the_model_generates(name: str, world: PictureSet) -> None:
+    """InstructBLIP generates with its language model alone: a hook on the whole would see nothing."""
+    from mmedit.trace import Trace
+
+    vlm, records = mmedit.load(name), []
+    for seed in (None, 3):
+        with shuffled_image_tokens(vlm, seed) if seed else nullcontext(), Trace(vlm.architecture) as trace:
+            vlm.generate([world.pictures[0].image])
+            records.append(trace.at(mmedit.Site(5), 0, 0))
+    assert not torch.allclose(records[0], records[1], atol=1e-3)
 
 
 def test_region_invariance_compares_what_both_captions_name(vlm: mmedit.VisionLanguageModel, world: PictureSet) -> None:

@@ -71,6 +71,11 @@ def shuffled_image_tokens(vlm: VisionLanguageModel, seed: int) -> Iterator[None]
         ids = kwargs.get("input_ids", args[0] if args else None)
         places[:] = [] if ids is None else [ids == token]
 
+    def note_embedded(module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Where the whole's forward is passed by: InstructBLIP generates with its language model."""
+        if args[0].dim() == 2 and (args[0] == token).any():
+            places[:] = [args[0] == token]
+
     def shuffle(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         if not places or places[0].shape != hidden.shape[axis : axis + 2]:
@@ -85,6 +90,7 @@ def shuffled_image_tokens(vlm: VisionLanguageModel, seed: int) -> Iterator[None]
     first = next(vlm.architecture.layers.children())
     handles = [
         vlm.model.register_forward_pre_hook(note, with_kwargs=True),
+        vlm.model.get_input_embeddings().register_forward_pre_hook(note_embedded),
         first.register_forward_pre_hook(shuffle, with_kwargs=True, prepend=True),
     ]
     try:

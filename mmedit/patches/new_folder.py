@@ -39,7 +39,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             for left in target.parent.iterdir():  # nobody else is at work, so their makers are dead
                 if remains.fullmatch(left.name):
                     shutil.rmtree(left)
-            part = target.parent / f".{target.name}.part-{os.getpid()}-{token_hex(8)}"  # named first: no Ctrl-C can lose it
+            part = (
+                target.parent / f".{target.name}.part-{os.getpid()}-{token_hex(8)}"
+            )  # named first, as in mmedit.files
             try:
                 part.mkdir(0o700)
                 yield part
