@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmedit.concepts import Occurrence, occurrences, require_occurrences, swapped
 from mmedit.errors import RequestError
+from mmedit.models.finite import suspecting
 from mmedit.models.forcing import answer_ids, dictated, forced
 from mmedit.models.readout import directions
 from mmedit.models.vlm import MAX_NEW_TOKENS, Generation, VisionLanguageModel, batches
@@ -128,6 +129,7 @@ def rewrites_of(
     Raises:
         ImageError: if a picture cannot be read.
         RequestError: if the source is not in a picture's answer, or the model gives the wanted answer already.
+        ModelError: if that is because a weight is not finite.
 
     Example:
         >>> import mmedit
@@ -140,10 +142,11 @@ def rewrites_of(
     """
     made = generations or vlm.generate(list(request.images), request.prompt, batch_size)
     rewrite = _answer if request.source is None else _swap
-    return [
-        rewrite(vlm, request, image, generation, f"picture {number}")
-        for number, (image, generation) in enumerate(zip(request.images, made, strict=True))
-    ]
+    with suspecting(vlm.model):
+        return [
+            rewrite(vlm, request, image, generation, f"picture {number}")
+            for number, (image, generation) in enumerate(zip(request.images, made, strict=True))
+        ]
 
 
 def _swap(vlm: VisionLanguageModel, request: EditRequest, image: Any, generation: Generation, where: str) -> Rewrite:
@@ -180,7 +183,8 @@ def by_form(vlm: VisionLanguageModel, request: EditRequest, batch_size: int = 8)
     pictures: dict[str, list[Any]] = {form: [] for form in request.swaps}
     said = vlm.generate(list(request.images), request.prompt, batch_size)
     for number, (image, generation) in enumerate(zip(request.images, said, strict=True)):
-        require_occurrences(generation.ids, request.source, vlm.tokenizer, f"picture {number}", request.forms)
+        with suspecting(vlm.model):
+            require_occurrences(generation.ids, request.source, vlm.tokenizer, f"picture {number}", request.forms)
         for form in request.swaps:
             pictures[form] += [image] * bool(occurrences(generation.ids, form, vlm.tokenizer))
     return [EditRequest(found, form, request.swaps[form], request.prompt) for form, found in pictures.items() if found]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmedit.concepts import Occurrence, require_occurrences
 from mmedit.errors import RequestError
+from mmedit.models.finite import bad_weight, not_finite, suspecting
 from mmedit.models.forcing import answer_ids
 from mmedit.models.readout import directions
 from mmedit.models.vlm import Generation, VisionLanguageModel, batches
@@ -71,7 +72,7 @@ def sightings(
 
     Raises:
         RequestError: if a layer does not exist, an option is unknown, or `choose` says so.
-        ModelError: for `fold`, if the model has no norm before the unembedding.
+        ModelError: for `fold`, if the model has no norm before the unembedding; if NaN or infinity is why a caption has no words.
     """
     if final_norm not in ("ignore", "fold") or activation not in ("w_out_input", "act_fn"):
         raise RequestError(
@@ -84,7 +85,14 @@ def sightings(
         for batch in batches(images, batch_size):
             generations = vlm.generate_batch(vlm.inputs(batch, prompt))
             for row, generation in enumerate(generations):
-                words = choose(done + row, generation)
+                try:
+                    with suspecting(vlm.model):
+                        words = choose(done + row, generation)
+                except RequestError:
+                    _require_finite(vlm, trace, row, generation)
+                    raise
+                if not words:
+                    _require_finite(vlm, trace, row, generation)
                 first = {site: trace.at(site, 0, row) for site in sites} if at_prompt and words else {}
                 for occurrence in words:
                     step = occurrence.index
@@ -96,6 +104,15 @@ def sightings(
             done += len(generations)
             trace.clear()
     return kept
+
+
+def _require_finite(vlm: VisionLanguageModel, trace: Trace, row: int, generation: Generation) -> None:
+    """Raise ModelError if a picture's caption lacks words because there was NaN or infinity on the way to it."""
+    steps = range(trace.n_steps)
+    overflow = next((s for s in trace.sites for step in steps if not bool(trace.at(s, step, row).isfinite().all())), None)
+    silent = not generation.ids and bad_weight(vlm.model) is not None
+    if overflow is not None or silent or not bool(vlm.architecture.w_u.isfinite().all()):
+        raise not_finite(vlm.model, overflow)
 
 
 def source_sightings(

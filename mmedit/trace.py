@@ -90,6 +90,11 @@ class Trace:
         steps, rows = range(self._n_steps), range(self._shape[0])
         return torch.stack([torch.stack([self.at(site, step, row) for row in rows]) for step in steps])
 
+    @property
+    def n_steps(self) -> int:
+        """How many forward calls were recorded."""
+        return self._n_steps
+
     def at(self, site: Site, step: int, row: int) -> Tensor:
         """What was recorded at a site when one new token of one picture was predicted, `[d_ffn]`."""
         w_out = self._w_outs[site]

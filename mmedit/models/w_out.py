@@ -73,15 +73,13 @@ class WOut:
 
     def rows(self, units: Tensor) -> Tensor:
         """Copies of rows `[k, d_model]`, in the weight's own type, on the CPU."""
-        stacked = self._stacked
-        units = units.to(stacked.device)
-        return stacked[units // stacked.shape[1], units % stacked.shape[1]].cpu()
+        stacked, places = self._places(units)
+        return stacked[places].cpu()
 
     def write(self, units: Tensor, rows: Tensor) -> None:
         """Put rows `[k, d_model]` in place; touches nothing else."""
-        stacked = self._stacked
-        units = units.to(stacked.device)
-        stacked[units // stacked.shape[1], units % stacked.shape[1]] = rows.to(stacked.device, stacked.dtype)
+        stacked, places = self._places(units)
+        stacked[places] = rows.to(stacked.device, stacked.dtype)
 
     @property
     def d_ffn(self) -> int:
@@ -141,6 +139,14 @@ class WOut:
     def shifted(self, output: Any, added: Tensor) -> Any:
         """What the module would have given, had a vector `[d_model]` been added to the writings of this W_out."""
         return self.fused.shifted(output, added) if self.fused else output + added
+
+    def _places(self, units: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A view of the weight, and where in it rows are."""
+        stacked = self._stacked
+        units = units.to(stacked.device)
+        if self.fused is None:
+            return stacked[0], (units,)
+        return stacked, (units // stacked.shape[1], units % stacked.shape[1])
 
     @property
     def _stacked(self) -> Tensor:

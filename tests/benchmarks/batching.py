@@ -18,15 +18,15 @@ from mmedit.testbed import benchmark_pictures
 N = 32
 
 
-def measure(vlm: mmedit.VisionLanguageModel, repeats: int) -> Iterator[Row]:
+def measure(vlm: mmedit.VisionLanguageModel, repeats: int, n: int = N) -> Iterator[Row]:
     """Time of both, and how many rankings have the same best five neurons."""
     if on_gpu(vlm):
         shorten(vlm)
-    pictures = [picture for picture, _, _ in benchmark_pictures(N)]
+    pictures = [picture for picture, _, _ in benchmark_pictures(n)]
     found: dict[str, list[mmedit.NeuronRanking]] = {}
 
     def together() -> None:
-        found["batch"] = locate(vlm, pictures, batch_size=N)
+        found["batch"] = locate(vlm, pictures, batch_size=n)
 
     def single() -> None:
         found["single"] = [ranking for picture in pictures for ranking in locate(vlm, picture)]
@@ -34,10 +34,10 @@ def measure(vlm: mmedit.VisionLanguageModel, repeats: int) -> Iterator[Row]:
     runs = in_turn({"batch": together, "single": single}, repeats, on_gpu(vlm))
     same = [a.neurons[:5] == b.neurons[:5] for a, b in zip(found["batch"], found["single"], strict=True)]
     yield at_least(
-        f"locate, {N} single calls / a batch of {N}, {vlm.name}", times_of(runs, "single", "batch"), 6 if on_gpu(vlm) else 4,
+        f"locate, {n} single calls / a batch of {n}, {vlm.name}", times_of(runs, "single", "batch"), 6 if on_gpu(vlm) else 4,
         seconds=medians(runs), nouns=len(same), same_best_five=sum(same) / len(same),
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    run(measure, "locate in a batch", __doc__, ("iconworld-llava", GPU[0]), repeats=3)
+    run(measure, "locate in a batch", __doc__, ("iconworld-llava", GPU[0]), repeats=3, n=4)

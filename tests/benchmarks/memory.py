@@ -12,8 +12,8 @@ from typing import Annotated
 
 import torch
 import typer
-from geometries import GEOMETRIES, random_llava
-from scorers import MIB, peak, words
+from geometries import GEOMETRIES, random_llava, words
+from timing import MIB, on_gpu, peak
 
 from mmedit.locate import rank
 from mmedit.sightings import Sighting, sightings
@@ -36,6 +36,7 @@ def main(
     weights = sum(parameter.nbytes for parameter in vlm.model.parameters())
     vlm.generate_batch(vlm.inputs(picture), 2)  # warms up
     seen: list[Sighting] = []
+    gpu = on_gpu(vlm)
 
     def locate() -> None:
         seen[:] = sightings(vlm, picture, words(N_WORDS))
@@ -43,8 +44,8 @@ def main(
 
     row = {
         "model": vlm.name, "dtype": dtype, "weights_mib": weights / MIB,
-        "captioning_mib": peak(lambda: vlm.generate_batch(vlm.inputs(picture))) / MIB, "locating_mib": peak(locate) / MIB,
-        "ranking_mib": peak(lambda: rank(vlm, [[sighting] for sighting in seen])) / MIB,
+        "captioning_mib": peak(lambda: vlm.generate_batch(vlm.inputs(picture)), gpu) / MIB, "locating_mib": peak(locate, gpu) / MIB,
+        "ranking_mib": peak(lambda: rank(vlm, [[sighting] for sighting in seen]), gpu) / MIB,
         "kept_mib": (len(seen[0].generation.ids) + N_WORDS) * sum(o.nbytes for o in seen[0].activations.values()) / MIB,
     }  # fmt: skip
     row["extra_mib"] = row["locating_mib"] - row["captioning_mib"]

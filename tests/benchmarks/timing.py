@@ -28,6 +28,7 @@ import mmedit
 MIB = 2**20
 CPU, GPU = ("iconworld-llava", "small"), ("7b", "13b")
 Runs = dict[str, list[float]]
+Measure = Callable[..., "Iterator[Row]"]
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,24 @@ def seconds(work: Callable[[], object], on_gpu: bool = False, times: int = 1) ->
     return (clock() - start) / times
 
 
-def in_turn(ways: dict[str, Callable[[], object]], repeats: int, on_gpu: bool = False, times: int | dict[str, int] = 1) -> Runs:  # fmt: skip
+def in_turn(
+    ways: dict[str, Callable[[], object]], repeats: int, on_gpu: bool = False, times: int | dict[str, int] = 1, warm: bool = True
+) -> Runs:  # fmt: skip
     """Time ways of doing one thing in turn, forwards and backwards by rounds, after a round to warm up.
 
     Args:
         ways: by name.
         repeats: rounds.
         on_gpu: whether a GPU does the work.
-        times: how often each is done in a round, for what takes microseconds.
+        times: how often each is done in a round, for what takes microseconds; in a dict, once where it is left out.
+        warm: whether to do each once before; not for what takes minutes.
 
     Returns:
         The seconds of each, one for each round.
     """
     runs: Runs = {name: [] for name in ways}
     often = times if isinstance(times, dict) else dict.fromkeys(ways, times)
-    for work in ways.values():
+    for work in ways.values() if warm else ():
         work()
     for number in range(repeats):
         gc.collect()  # or the garbage of one would be the other's work
@@ -144,15 +148,14 @@ def on_gpu(vlm: mmedit.VisionLanguageModel) -> bool:
 
 
 def rows_of(
-    measure: Callable[[mmedit.VisionLanguageModel, int], Iterator[Row]], what: str, models: Sequence[str], repeats: int,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Row]:  # fmt: skip
+    measure: Measure, what: str, models: Sequence[str], repeats: int, dtype: torch.dtype = torch.float32, **sizes: int
+) -> Iterator[Row]:
     """The rows of every model that this machine can hold, and a row that says why for each of the others."""
     for name in models:
         if name in GPU and not torch.cuda.is_available():
             yield Row(f"{what}, {name}", None, detail={"skipped": "needs a CUDA GPU"})
         else:
-            yield from measure(load(name, dtype), repeats)
+            yield from measure(load(name, dtype), repeats, **sizes)
             gc.collect()
 
 
@@ -167,18 +170,19 @@ def show(rows: Iterator[Row]) -> list[Row]:
 
 
 def run(
-    measure: Callable[[mmedit.VisionLanguageModel, int], Iterator[Row]], what: str, doc: str, models: Sequence[str] = CPU + GPU,
-    repeats: int = 5, dtype: torch.dtype = torch.float32,
+    measure: Measure, what: str, doc: str, models: Sequence[str] = CPU + GPU, repeats: int = 5,
+    dtype: torch.dtype = torch.float32, **smallest: int,
 ) -> None:  # fmt: skip
     """The command line of a script.
 
     Args:
-        measure: from a model and the number of rounds to rows.
+        measure: from a model and the number of rounds to rows; other sizes are keywords.
         what: is measured.
         doc: the script's docstring.
         models: that it measures by default.
         repeats: rounds, by default.
         dtype: of random weights on a CPU.
+        smallest: sizes for `--quick`.
     """
 
     def main(
@@ -191,7 +195,10 @@ def run(
         warnings.filterwarnings("ignore", message=".*only the first.*")
         load = f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
         print(f"{what}: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, {load}")
-        show(rows_of(measure, what, list(models)[:1] if quick else model or models, 1 if quick else repeats, dtype))
+        if quick:
+            show(rows_of(measure, what, models[:1], 1, dtype, **smallest))
+        else:
+            show(rows_of(measure, what, model or models, repeats, dtype))
 
     main.__doc__ = doc.split("\n")[0]
     typer.run(main)
