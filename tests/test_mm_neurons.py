@@ -105,7 +105,9 @@ def test_a_beta_that_holds_neurons_is_named(
         MMNeurons(MMNeuronsHparams(beta=1e6)).execute(vlm, request_of_cat)
 
 
-def test_swaps_that_share_a_neuron_share_its_row(vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest) -> None:
+def test_swaps_that_share_a_neuron_share_its_row(
+    vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest
+) -> None:
     """With one list of neurons for both, Algorithm 1 descends on the sum of the losses: without a penalty the rows add up."""
     boat = iconworld_cases(7, "validation")[6].request
     editor, neurons = MMNeurons.from_hparams("iconworld-llava"), [mmedit.Neuron(5, 3), mmedit.Neuron(4, 7)]

@@ -168,5 +168,7 @@ def swaps_of(patch: Patch) -> dict[str, str]:
         raise PatchError(
             "a patch that does not say what it swaps", got=patch.name, do="judge the edit that it was made from"
         )
-    swaps = [pair for edit in patch.edits for pair in ((edit["source"], edit["target"]), *edit.get("forms", {}).items())]
+    swaps = [
+        pair for edit in patch.edits for pair in ((edit["source"], edit["target"]), *edit.get("forms", {}).items())
+    ]
     return {source.casefold(): target for source, target in swaps}

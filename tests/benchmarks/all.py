@@ -69,7 +69,9 @@ def markdown(rows: list[Row]) -> str:
 def main(
     file: Annotated[Path | None, typer.Option("--json", help="Write all rows to this file.")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(SCRIPTS)}.")] = None,
-    quick: Annotated[bool, typer.Option(help="The smallest sizes, one round: a test of the scripts, not of speed.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="The smallest sizes, one round: a test of the scripts, not of speed.")
+    ] = False,
     plotted: Annotated[Path | None, typer.Option("--plot", help="Draw growth to this file.")] = None,
 ) -> None:
     """Run every benchmark of speed."""

@@ -60,7 +60,10 @@ def measure(vlm: mmedit.VisionLanguageModel, repeats: int) -> Iterator[Row]:
 
     ways = {"apply and revert": live, "copy the edited W_outs": copies, "load_state_dict": state}
     runs = in_turn(ways, 2 * repeats, gpu, {"apply and revert": 50, "copy the edited W_outs": 5})
-    sizes = {"edited_mib": sum(w.weight.nbytes for w in edited) / MIB, "model_mib": sum(t.nbytes for t in whole.values()) / MIB}
+    sizes = {
+        "edited_mib": sum(w.weight.nbytes for w in edited) / MIB,
+        "model_mib": sum(t.nbytes for t in whole.values()) / MIB,
+    }
     for name, target in (("copy the edited W_outs", 10), ("load_state_dict", 1000)):
         ratio = times_of(runs, name, "apply and revert")
         yield at_least(f"{name} / apply + revert, {vlm.name}", ratio, target, seconds=medians(runs), **sizes)

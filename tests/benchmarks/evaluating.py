@@ -9,6 +9,7 @@ first. At least 4 times faster with the same numbers: every answer, and every sc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from applying import patch_of
@@ -23,8 +24,11 @@ N_PATCHES, N_PICTURES = 8, 64
 
 def same(one: ProbeResult, other: ProbeResult) -> bool:
     """Whether two results say the same."""
-    scores = one.scores.keys() == other.scores.keys() and all(abs(one.scores[k] - other.scores[k]) < 1e-4 for k in one.scores)
-    return scores and (one.before, one.after, one.expected, one.right) == (other.before, other.after, other.expected, other.right)
+    if any(getattr(one, name) != getattr(other, name) for name in ("before", "after", "expected", "right")):
+        return False
+    return one.scores.keys() == other.scores.keys() and all(
+        abs(score - other.scores[name]) < 1e-4 for name, score in one.scores.items()
+    )
 
 
 def measure(vlm: mmedit.VisionLanguageModel, repeats: int, n_patches: int = N_PATCHES, n_pictures: int = N_PICTURES) -> Iterator[Row]:  # fmt: skip
@@ -48,7 +52,11 @@ def measure(vlm: mmedit.VisionLanguageModel, repeats: int, n_patches: int = N_PA
     pairs = [pair for a, b in zip(found["one call"], found["loop"], strict=True) for pair in zip(a, b, strict=True)]
     agree = sum(same(a, b) for a, b in pairs)
     ratio = times_of(runs, "loop", "one call")
-    detail = {"seconds": medians(runs), "same_numbers": f"{agree} of {len(pairs)}", "changed": sum(not a.right for a, _ in pairs)}
+    detail = {
+        "seconds": medians(runs),
+        "same_numbers": f"{agree} of {len(pairs)}",
+        "changed": sum(not a.right for a, _ in pairs),
+    }
     row = at_least(f"loop / evaluate, {n_patches} patches on {n_pictures} pictures, {vlm.name}", ratio, 4, **detail)
     yield row if agree == len(pairs) else Row(row.name, ratio, 4, False, row.detail)
     yield Row(f"   in batches of 1 / evaluate, {vlm.name}", times_of(runs, "one call, batches of 1", "one call"))
@@ -56,8 +64,6 @@ def measure(vlm: mmedit.VisionLanguageModel, repeats: int, n_patches: int = N_PA
 
 def named(patch: mmedit.Patch, number: int) -> mmedit.Patch:
     """A patch that says what it swaps, as evaluating wants it, large enough to change answers."""
-    from dataclasses import replace
-
     return replace(patch.scaled(100.0), edits=({"source": "cat", "target": f"dog{number}"},))
 
 

@@ -24,7 +24,12 @@ from mmedit.locate import rank
 from mmedit.sightings import sightings
 from mmedit.testbed import benchmark_pictures
 
-SIZES = {"nouns": (1, 2, 4, 8, 16, 32), "pictures": (1, 4, 16, 64, 256), "patches": (1, 4, 16, 63, 250, 1000), "layers": (1, 2, 4, 6)}
+SIZES = {
+    "nouns": (1, 2, 4, 8, 16, 32),
+    "pictures": (1, 4, 16, 64, 256),
+    "patches": (1, 4, 16, 63, 250, 1000),
+    "layers": (1, 2, 4, 6),
+}
 Way = Callable[[int], object]
 
 

@@ -53,7 +53,9 @@ class Row:
         if self.ratio is None:
             return f"{self.name:<66}   skipped: {(self.detail or {}).get('skipped', '')}"
         limit = (
-            "" if self.target is None else f"{(self.detail or {}).get('wanted', '')} {self.target:g}: {'met' if self.met else 'MISSED'}"
+            ""
+            if self.target is None
+            else f"{(self.detail or {}).get('wanted', '')} {self.target:g}: {'met' if self.met else 'MISSED'}"
         )
         return f"{self.name:<66}{self.ratio:>11.4g}   {limit}"
 
