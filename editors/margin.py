@@ -162,7 +162,7 @@ class Margin(Editor):
         Args:
             vlm: the model.
         """
-        state = (vlm, tuple(repr(stack_of(vlm)).split()), self.hparams.n_unrelated)
+        state = (vlm, stack_of(vlm).state, self.hparams.n_unrelated)
         if self._background is None or self._background[0] != state:
             pictures = drawn_pictures(self.hparams.n_unrelated) if self.unrelated is None else list(self.unrelated)
             made = Background(vlm, pictures, None, self.questions, self.hparams.batch_size)
@@ -233,6 +233,8 @@ def by_token(taught: dict[Rewrite, list[Step]]) -> list[list[Step]]:
 def _score(vlm: VisionLanguageModel, site: Site, steps: Sequence[Step], power: Tensor) -> Tensor:
     """Contribution to what is said × selectivity o² / (o² + E[o²]), the mean over the steps `[d_ffn]`."""
     o = torch.stack([step.activations[site] for step in steps]).float()
+    if not o.any():  # an expert that none of them asks
+        return torch.zeros(o.shape[1])
     columns = vlm.architecture.w_u[[step.rival for step in steps]].float()
     matrix = vlm.architecture.w_out(site).matrix
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -43,19 +44,27 @@ class Background:
     ) -> None:  # fmt: skip
         self.answers: list[Rewrite] = []
         self._tokenizer = vlm.tokenizer
-        kept: dict[Site, list[Tensor]] = {site: [] for site in vlm.architecture.w_outs}
+        places: dict[Site, list[int]] = {site: [] for site in vlm.architecture.w_outs}
+        kept: dict[Site, list[Tensor]] = {site: [] for site in places}
+        self.size = 0  # positions
         asked: list[tuple[Any, Any]] = [(batch, prompt) for batch in batches(images, batch_size)] if len(images) else []
         with Trace(vlm.architecture) as trace:
             for pictures, text in [*asked, *((None, question) for question in questions)]:
                 for row, generation in enumerate(vlm.generate_batch(vlm.inputs(pictures, text))):
                     image, said = None if pictures is None else pictures[row], (*generation.ids, min(vlm.end_ids))
                     self.answers.append(Rewrite(image, text, generation, said, tuple(range(len(generation.ids)))))
-                    for site, records in kept.items():
-                        records.extend(
-                            trace.at(site, step, row).to("cpu", torch.bfloat16) for step in range(len(generation.ids))
-                        )
+                    for site, step in product(kept, range(len(generation.ids))):
+                        o = trace.at(site, step, row)
+                        if o.any():  # an expert is asked at few positions
+                            places[site].append(self.size + step)
+                            kept[site].append(o.to("cpu", torch.bfloat16))
+                    self.size += len(generation.ids)
                 trace.clear()
-        self._activations = {site: torch.stack(records) for site, records in kept.items()}
+        self._places = {site: torch.tensor(found, dtype=torch.long) for site, found in places.items()}
+        self._activations = {
+            site: torch.stack(records) if records else torch.zeros(0, vlm.architecture.w_out(site).d_ffn)
+            for site, records in kept.items()
+        }
 
     def outside(self, words: Sequence[str]) -> Tensor:
         """The positions at which the model says none of some words, `[n]`."""
@@ -83,19 +92,22 @@ class Background:
             among: of which answers.
             n: how many.
         """
-        everywhere = torch.arange(sum(len(answer.generation.ids) for answer in self.answers))
-        written = (self.activations(neurons, everywhere) @ delta).norm(dim=1)
+        written = (self.activations(neurons, torch.arange(self.size)) @ delta).norm(dim=1)
         lengths = [len(answer.generation.ids) for answer in self.answers]
         most = {a: float(part.max()) for a, part in zip(self.answers, written.split(lengths), strict=True) if len(part)}
         return sorted((a for a in among if a in most), key=lambda answer: -most[answer])[:n]
 
     def power(self, site: Site, positions: Tensor) -> Tensor:
         """The mean of o² of each neuron over some positions `[d_ffn]`."""
-        return self._activations[site][positions].float().square().mean(0)
+        there = torch.isin(self._places[site], positions)
+        return self._activations[site][there].float().square().sum(0) / max(1, len(positions))
 
     def activations(self, neurons: Sequence[Neuron], positions: Tensor) -> Tensor:
         """The activations of some neurons at some positions `[n, k]`."""
-        return torch.stack([self._activations[n.site][positions, n.unit].float() for n in neurons], 1)
+        o = torch.zeros(self.size, len(neurons))
+        for column, neuron in enumerate(neurons):
+            o[self._places[neuron.site], column] = self._activations[neuron.site][:, neuron.unit].float()
+        return o[positions]
 
 
 def drawn_pictures(n: int, seed: int = 0) -> list[Any]:

@@ -24,6 +24,8 @@ from mmedit.requests import Prompt, as_list
 from mmedit.scorers import Scorer, as_scorer
 from mmedit.sightings import Sighting, sightings, source_sightings
 
+ROWS = 128  # of W_out that are multiplied with all of W_U at a time
+
 
 def locate_word(
     vlm: VisionLanguageModel,
@@ -195,14 +197,14 @@ def rank_given(
 
 def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
     """The k neurons with the greatest mean score over all sites; of equals the first in the model."""
-    for site, mean in means.items():
-        if not mean.isfinite().all():
-            raise ModelError(
-                "a neuron's score is not a finite number", where=str(site), got=f"{mean[~mean.isfinite()][0]}",
-                do="load the model in float32 or bfloat16, and check its weights",
-            )  # fmt: skip
     sites = sorted(means)
     scores = torch.cat([means[site] for site in sites])
+    if not scores.isfinite().all():
+        site, wrong = next((site, mean[~mean.isfinite()]) for site, mean in means.items() if not mean.isfinite().all())
+        raise ModelError(
+            "a neuron's score is not a finite number", where=str(site), got=f"{wrong[0]}",
+            do="load the model in float32 or bfloat16, and check its weights",
+        )  # fmt: skip
     least = scores.topk(min(k, len(scores))).values[-1]
     places = (scores >= least).nonzero().flatten()  # sorting these alone is far quicker
     values, order = scores[places].sort(descending=True, stable=True)
@@ -224,11 +226,30 @@ def _rankings(
     rankings = []
     for seen, found in zip(words, best, strict=True):
         records = tuple(RankedNeuron(neuron, value, tokens[neuron]) for neuron, value in found)
-        o = tuple(sum(float(s.activations[n.site][n.unit]) for s in seen) / len(seen) for n, _ in found)
+        o = _activations(seen, [neuron for neuron, _ in found])
         captions = tuple({s.picture: s.generation.text.strip() for s in seen}.values())
         label, said = scorer.label(vlm.architecture, seen[0]), seen[0].occurrence
         rankings.append(NeuronRanking(records, said.word, said.token_id, o, label, captions))
     return rankings
+
+
+def _activations(seen: Sequence[Sighting], neurons: Sequence[Neuron]) -> tuple[float, ...]:
+    """The mean activation of each neuron over some sightings."""
+    found = [0.0] * len(neurons)
+    for site, places in _by_site(neurons).items():
+        units = [neurons[place].unit for place in places]
+        o = torch.stack([s.activations[site][units] for s in seen]).double().mean(0)
+        for place, value in zip(places, o.tolist(), strict=True):
+            found[place] = value
+    return tuple(found)
+
+
+def _by_site(neurons: Sequence[Neuron]) -> dict[Site, list[int]]:
+    """The sites of some neurons, each with the places that its neurons have among them."""
+    places: dict[Site, list[int]] = {}
+    for place, neuron in enumerate(neurons):
+        places.setdefault(neuron.site, []).append(place)
+    return places
 
 
 def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int = 10) -> list[tuple[str, ...]]:
@@ -244,16 +265,19 @@ def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: in
     """
     if n_tokens == 0:
         return [() for _ in neurons]
-    architecture = vlm.architecture
-    architecture.require_readable({neuron.site for neuron in neurons})
-    w_u, places = architecture.w_u, dict[Site, list[int]]()
-    for place, neuron in enumerate(neurons):
-        places.setdefault(neuron.site, []).append(place)
-    rows = [architecture.w_out(site).rows(torch.tensor([neurons[i].unit for i in at])) for site, at in places.items()]
-    with torch.inference_mode():
-        chunks = torch.split(torch.cat(rows), 64)
-        best = torch.cat([product(chunk, w_u).topk(min(n_tokens, len(w_u))).indices for chunk in chunks]).tolist()
-    distinct = list({token for row in best for token in row})
+    vlm.architecture.require_readable(_by_site(neurons))
+    best = [ids for i in range(0, len(neurons), ROWS) for ids in _top_ids(vlm, neurons[i : i + ROWS], n_tokens)]
+    distinct = list({token for ids in best for token in ids})
     texts = dict(zip(distinct, vlm.tokenizer.batch_decode([[token] for token in distinct]), strict=True))
-    found = dict(zip((place for at in places.values() for place in at), best, strict=True))
-    return [tuple(texts[token] for token in found[place]) for place in range(len(neurons))]
+    return [tuple(texts[token] for token in ids) for ids in best]
+
+
+def _top_ids(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int) -> list[list[int]]:
+    w_u, sites = vlm.architecture.w_u, _by_site(neurons)
+    rows = [
+        vlm.architecture.w_out(site).rows(torch.tensor([neurons[i].unit for i in at])) for site, at in sites.items()
+    ]
+    with torch.inference_mode():
+        best = product(torch.cat(rows), w_u).topk(min(n_tokens, len(w_u))).indices.tolist()
+    found = dict(zip((place for at in sites.values() for place in at), best, strict=True))
+    return [found[place] for place in range(len(neurons))]

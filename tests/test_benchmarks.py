@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,7 +42,10 @@ def test_ways_take_turns_forwards_and_backwards(script: Any) -> None:
 
 
 def test_a_ratio_is_taken_round_by_round(script: Any) -> None:
-    busy = {"quick": [1.0, 10.0, 1.0], "slow": [3.0, 30.0, 3.0]}  # the machine is busy in the second round
+    busy = {
+        "quick": [1.0, 10.0, 1.0],
+        "slow": [30.0, 30.0, 3.0],
+    }  # the machine is busy from the middle of the first round on
     assert script("timing").times_of(busy, "slow", "quick") == 3.0
 
 
@@ -98,7 +102,7 @@ def test_the_authors_procedure_finds_the_same_neurons(vlm: mmedit.VisionLanguage
     theirs.prepare()
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) > 2 * 6 * 512 * len(vlm.architecture.w_u)
     for picture, _, _ in pictures[1:4]:
-        ours = [ranking.neurons[:5] for ranking in mmedit.locate_nouns(vlm, picture)]
+        ours = [ranking.neurons[:5] for ranking in mmedit.locate_nouns(vlm, picture)[0]]
         for cached in (False, True):
             found = [set(neurons[:5]) for neurons in theirs.locate(picture, cached)]
             assert found == [set(neurons) for neurons in ours]
@@ -113,6 +117,17 @@ def test_evaluating_at_once_has_the_numbers_of_the_loop(vlm: mmedit.VisionLangua
     assert row.detail["changed"] > 0, "patches that change nothing would say nothing"
     assert row.met == (row.ratio >= 4)
     assert batches.target is None
+
+
+def test_numbers_are_the_same_only_if_they_are(vlm: mmedit.VisionLanguageModel, pictures: list[tuple[Image.Image, str, Any]], script: Any) -> None:  # fmt: skip
+    evaluating, patch = script("evaluating"), script("evaluating").named(script("applying").patch_of(vlm), 0)
+    result = mmedit.evaluate(vlm, patch, unrelated=pictures[1][0], cache=False).results[0]
+    assert evaluating.same(
+        result, replace(result, scores={name: score + 1e-6 for name, score in result.scores.items()})
+    )
+    assert not evaluating.same(result, replace(result, after=result.after + "."))
+    assert not evaluating.same(result, replace(result, scores={**result.scores, "leakage": 0.5}))
+    assert not evaluating.same(result, replace(result, scores={**result.scores, "another": 0.0}))
 
 
 def test_applying_copying_and_loading_leave_the_model_as_it_was(vlm: mmedit.VisionLanguageModel, script: Any) -> None:

@@ -39,7 +39,7 @@ def test_the_target_leads_by_what_was_asked_for(vlm: mmedit.VisionLanguageModel,
         assert float(leads.margins[rewrite.places[0]]) == pytest.approx(-1.2 * float(before), rel=0.06)
 
 
-@pytest.mark.parametrize("case", CASES[:4], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.id)
 def test_a_swap_holds_and_leaves_the_rest(
     vlm: mmedit.VisionLanguageModel, editor: Margin, case: mmedit.EditCase
 ) -> None:

@@ -50,7 +50,7 @@ def test_a_poisoned_weight_is_told_by_its_layer(
             with pytest.raises(ModelError, match="not a finite number") as caught:
                 locate(vlm, request_of_cat.images)
             assert str(caught.value.where) in (where, name) and name in f"{caught.value.got} {caught.value.where}"
-        for editor in ("MMNeurons", "Margin"):
+        for editor in ("MMNeurons", "Margin")[: 1 + (which == "W_out of layer 3")]:  # both ask the same of the model
             method = mmedit.editors.EDITORS[editor].from_hparams("iconworld-llava", vlm)
             if editor == "Margin":
                 method.unrelated = list(request_of_cat.images)  # a background of 200 pictures would take long

@@ -27,7 +27,7 @@ def bake(
         o.print_json({"folder": str(baked.folder), "rows": baked.rows, "left_out": list(baked.left_out)})
         return
     for name, n_rows in baked.rows.items():
-        typer.echo(f"{name}: {n_rows} rows")
+        o.say(f"{name}: {n_rows} rows")
     for name in baked.left_out:
-        typer.echo(f"left out {name}: unedited weights in another format", err=True)
-    typer.echo(f"wrote {baked.folder}")
+        o.say(f"left out {name}: unedited weights in another format", err=True)
+    o.say(f"wrote {baked.folder}")

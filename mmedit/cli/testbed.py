@@ -31,8 +31,8 @@ def train(
     from mmedit.testbed.train import train as stages
 
     for stage in stages(name, out, settings_of(name), device):
-        typer.echo(f"{stage} done", err=True)
-    typer.echo(out / "checkpoint")
+        o.say(f"{stage} done", err=True)
+    o.say(out / "checkpoint")
 
 
 @app.command("measure")

@@ -115,20 +115,31 @@ def weight_files(folder: Path) -> tuple[list[Path], Path | None]:
     inside(chosen, folder)
     if chosen.suffix != ".json":
         return [chosen], None
-    suffix = ".bin" if ".bin." in chosen.name else ".safetensors"
-    try:
-        names = sorted(set(json.loads(chosen.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        _damaged(chosen, f"{type(error).__name__}: {error}", "an index with a weight_map")
+    names = shard_names(chosen)
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or Path(name).suffix != suffix:
-            _damaged(chosen, f"a shard called {name!r}"[:200], f"the name of a {suffix} file in the same folder")
         if not (folder / name).is_file():
             raise ModelError("a shard is missing", where=folder / name, expected=f"{len(names)} shards that {chosen.name} names", do="download the checkpoint again")  # fmt: skip
         inside(folder / name, folder)
-    if not names:
-        _damaged(chosen, "no shards", "an index that names shards")
     return [folder / name for name in names], chosen
+
+
+def shard_names(index: Path) -> list[str]:
+    """The shards that an index names, which are all in its own folder.
+
+    Raises:
+        ModelError: if it is damaged, names none, or names a file in another folder.
+    """
+    suffix = ".bin" if ".bin." in index.name else ".safetensors"
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _damaged(index, f"{type(error).__name__}: {error}", "an index with a weight_map")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or Path(name).suffix != suffix:
+            _damaged(index, f"a shard called {name!r}"[:200], f"the name of a {suffix} file in the same folder")
+    if not names:
+        _damaged(index, "no shards", "an index that names shards")
+    return names
 
 
 def other_files(folder: Path, weights: list[Path]) -> tuple[list[Path], list[Path]]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mmedit.errors import ModelError
-from mmedit.models.checkpoint_files import CHECKPOINTS
+from mmedit.errors import MmeditError, ModelError
+from mmedit.models.checkpoint_files import CHECKPOINTS, WEIGHTS, shard_names
 from mmedit.models.llava_v1 import original_config
 from mmedit.models.llava_v1 import read as read_original
 from mmedit.models.vlm import VisionLanguageModel
@@ -56,6 +56,9 @@ def load(
         elif vision_tower is not None:
             raise ModelError("only a LLaVA in its original format is told its vision_tower", where=name, do="leave it out")  # fmt: skip
         else:
+            for index in Path(source).glob("*.index.json") if Path(source).is_dir() else ():
+                if index.name in WEIGHTS:  # transformers would follow it out of the folder
+                    shard_names(index)
             placement = {} if device is None else {"device_map": device}
             model, processor = _from_pretrained(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **placement)  # fmt: skip
     except ImportError as error:
@@ -65,7 +68,9 @@ def load(
             got=str(error).strip(),
             do="install it; 'mmedit-vlm[vision]' brings torchvision, 'mmedit-vlm[sentencepiece]' the older tokenizers",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except MmeditError:
+        raise
+    except Exception as error:  # what a stranger's folder makes transformers and torch raise can be anything
         got = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             "cannot load this model",

@@ -70,6 +70,11 @@ class Stack:
         """The live patches, in the order in which they were pushed."""
         return tuple(self._entries)
 
+    @property
+    def state(self) -> tuple[tuple[str, float], ...]:
+        """The digest and scale of each live patch, in any order of pushing the same."""
+        return tuple(sorted((entry.patch.digest, entry.scale) for entry in self._entries.values()))
+
     def push(self, patch: Patch, name: str | None = None, scale: float = 1.0) -> str:
         """Put a patch on the model.
 

@@ -28,5 +28,5 @@ def diff(
         o.print_json({"patch": str(output), "digest": patch.digest, "neurons": [str(n) for n in patch.neurons]})
         return
     for site in patch.sites:
-        typer.echo(f"{site}: {len(patch.units(site))} rows differ")
-    typer.echo(f"saved {output} ({output.stat().st_size:,} bytes)")
+        o.say(f"{site}: {len(patch.units(site))} rows differ")
+    o.say(f"saved {output} ({output.stat().st_size:,} bytes)")

@@ -27,7 +27,7 @@ def push(
     if json:
         o.print_json({"repo": repo, "url": address})
         return
-    typer.echo(f"pushed {file} to {address}")
+    o.say(f"pushed {file} to {address}")
 
 
 def pull(
@@ -46,4 +46,4 @@ def pull(
     if json:
         o.print_json({"patch": str(output), "name": patch.name, "digest": patch.digest, "base": patch.base.model})
         return
-    typer.echo(f"{patch.name}, on {patch.base.model}\nsaved {output} ({output.stat().st_size:,} bytes)")
+    o.say(f"{patch.name}, on {patch.base.model}\nsaved {output} ({output.stat().st_size:,} bytes)")

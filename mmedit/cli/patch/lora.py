@@ -29,6 +29,6 @@ def to_lora(
     if json:
         o.print_json({"adapter": str(output), **asdict(done)})
         return
-    typer.echo(f"{patch.name}: rank {done.rank}, modules: {len(done.target_modules)}")
-    typer.echo(f"checked: the patch moves the logits of a short text by up to {done.moved:.3g}, and the adapter does so to within {done.off:.1g}")  # fmt: skip
-    typer.echo(f"saved {output}")
+    o.say(f"{patch.name}: rank {done.rank}, modules: {len(done.target_modules)}")
+    o.say(f"checked: the patch moves the logits of a short text by up to {done.moved:.3g}, and the adapter does so to within {done.off:.1g}")  # fmt: skip
+    o.say(f"saved {output}")

@@ -33,7 +33,7 @@ def merge(
             "edits": [dict(edit) for edit in merged.edits], "hparams": dict(merged.hparams),
         })  # fmt: skip
         return
-    typer.echo(
+    o.say(
         f"{merged.name}\n{len(files)} patches merged by {method}: {len(merged.edits)} edits of {len(merged.neurons)} neurons"
     )
-    typer.echo(f"saved {output} ({output.stat().st_size:,} bytes)")
+    o.say(f"saved {output} ({output.stat().st_size:,} bytes)")

@@ -20,14 +20,14 @@ def show(file: Annotated[Path, typer.Argument(help="Patch file.", show_default=F
         o.print_json(described)
         return
     base = described["base"]
-    typer.echo(f"{patch.name}\n  file     {file} ({file.stat().st_size:,} bytes)\n  digest   {patch.digest}")
-    typer.echo(
+    o.say(f"{patch.name}\n  file     {file} ({file.stat().st_size:,} bytes)\n  digest   {patch.digest}")
+    o.say(
         f"  base     {base['model'] or 'unnamed'}{' @ ' + base['revision'] if base['revision'] else ''} ({base['model_type']}, {base['n_layers']} layers, d_model {base['d_model']}, d_ffn {base['d_ffn']})"
     )
-    typer.echo(f"  made     {patch.created} by {patch.editor} of mmedit {patch.library_version}")
-    typer.echo(f"  hparams  {', '.join(f'{key}={value}' for key, value in patch.hparams.items())}")
+    o.say(f"  made     {patch.created} by {patch.editor} of mmedit {patch.library_version}")
+    o.say(f"  hparams  {', '.join(f'{key}={value}' for key, value in patch.hparams.items())}")
     for row in described["neurons"]:
-        typer.echo(f"  {row['neuron']:<12} ‖Δw‖ {row['delta_norm']:.4g}   ‖w‖ {row['base_norm']:.4g}")
+        o.say(f"  {row['neuron']:<12} ‖Δw‖ {row['delta_norm']:.4g}   ‖w‖ {row['base_norm']:.4g}")
 
 
 def describe(patch: Any) -> dict[str, Any]:

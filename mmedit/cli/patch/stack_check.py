@@ -31,4 +31,4 @@ def stack_check(
         pairs = combinations(map(str, files), 2)
         o.print_json([{"files": pair, **conflict.to_dict()} for pair, conflict in zip(pairs, found, strict=True)])
         return
-    typer.echo(table(found))
+    o.say(table(found))

@@ -23,6 +23,6 @@ def verify(
     if json:
         o.print_json(found.to_dict())
     else:
-        typer.echo(found)
+        o.say(found)
     if not found.ok:
         raise typer.Exit(2)
