@@ -114,10 +114,12 @@ def from_mapping(schema: type[H], values: Any, where: object) -> H:
         raise HparamsError(
             error.what, where=f"{where}, key {error.where}", got=error.got, expected=error.expected
         ) from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # plain ones for a mapping in place of a list
         key = getattr(error, "full_key", None) or "?"
         raise HparamsError(
-            "a hyperparameter of the wrong type", where=f"{where}, key {key}", got=str(error).splitlines()[0]
+            "a hyperparameter of the wrong type",
+            where=f"{where}, key {key}",
+            got=next(iter(str(error).splitlines()), type(error).__name__),
         ) from error
     assert isinstance(checked, schema)
     return checked

@@ -79,8 +79,12 @@ def find_nouns(text: str, pipeline: Pipeline = "auto") -> list[Noun]:
         >>> [noun.text for noun in find_nouns("a red cat and a blue boat on the grass", pipeline="builtin")]
         ['cat', 'boat', 'grass']
     """
-    doc = _load(pipeline)(text)
-    return [Noun(token.text, token.idx, token.idx + len(token)) for token in doc if token.pos_ in ("NOUN", "PROPN")]
+    doc = _load(pipeline)(re.sub("[\ud800-\udfff]", "\ufffd", text))  # half characters, which spaCy cannot read
+    return [
+        Noun(text[token.idx : token.idx + len(token)], token.idx, token.idx + len(token))
+        for token in doc
+        if token.pos_ in ("NOUN", "PROPN")
+    ]
 
 
 def noun_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, pipeline: Pipeline = "auto") -> list[NounToken]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,7 @@ from original_llava import speaking, without_image_token, write_original
 from safetensors.torch import load_file
 
 import mmedit
-from mmedit.cases import EditCase, Probe
-from mmedit.evaluation.export import export_mmedit
 from mmedit.patches.checkpoint import open_checkpoint
-from mmedit.requests import Prompt
 from mmedit.testbed.world import render, scene
 
 COMMANDS = ("edit", "merge", "bake", "to-lora", "convert", "bench", "analyse")
@@ -32,6 +33,8 @@ tqdm.tqdm.monitor_interval = 0  # no thread beside ours when we fork
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one that is killed keeps it for ever
 import mmedit.cli, mmedit.editors, mmedit.evaluation.page, mmedit.evaluation.bench, mmedit.patches.bake, mmedit.patches.lora, mmedit.patches.convert, mmedit.analysis.study, mmedit.analysis.analyses, matplotlib.pyplot, peft, spacy
 mmedit.load("iconworld-llava")
+from mmedit.nouns import find_nouns
+find_nouns("a cat on the sand")  # what reads nouns is loaded at its first use
 
 def watch(name, kill_at, note):
     "Count how often a file of the output, or beside it, is about to be touched; kill this process at the n-th time."
@@ -93,11 +96,16 @@ class Commands:
             edit = {"source": "cat", "target": f"dog{number}"}
             patch = mmedit.Patch(deltas, {site: rows}, base.base, "test", {}, (edit,))
             patch.save(self.folder / f"{number}.safetensors")
-        probe = Probe("unrelated", self.folder / "cat1.png", Prompt("What is this?"))
-        requests = [
-            mmedit.EditRequest(self.folder / f"cat{n}.png", "cat", word) for n, word in enumerate(("dog", "kite"))
-        ]
-        self.records = export_mmedit([EditCase(str(n), one, (probe,)) for n, one in enumerate(requests)], self.folder / "records")  # fmt: skip
+        self.records = self.folder / "records.json"
+        asked = {
+            "src": "Describe the image in few words.",
+            "rephrase": "What is this?",
+            "loc": "What is the sky?",
+            "loc_ans": "blue",
+        }
+        unrelated = {"m_loc": "cat1.png", "m_loc_q": "What is this?", "m_loc_a": "a cat"}
+        shown = [{"image": f"cat{n}.png", "image_rephrase": "cat1.png", "pred": "cat", "alt": word} for n, word in ((0, "dog"), (1, "kite"))]  # fmt: skip
+        self.records.write_text(json.dumps([asked | unrelated | one for one in shown]))
         write_original(self.folder / "llava-v1-tiny", speaking(vlm, linear=True), without_image_token(vlm.processor))
 
     def arguments(self, name: str, output: Path) -> list[object]:
@@ -159,16 +167,24 @@ class Commands:
         return self._references[name]
 
     def close(self) -> None:
-        for pipe in (self._server.stdin, self._server.stdout):
-            assert pipe
-            pipe.close()
-        self._server.wait()
+        self._server.kill()
+        self._server.communicate()
 
     def _tell(self, **told: Any) -> int:
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(told) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
+
+
+@cache
+def shared() -> Commands:
+    """One server for all the tests of a run."""
+    folder = Path(tempfile.mkdtemp())
+    made = Commands(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(made.close)
+    return made
 
 
 def digest_of(name: str, output: Path) -> str:

@@ -11,20 +11,17 @@ import random
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked_commands import COMMANDS, RESUMED, Commands, digest_of
+from forked_commands import COMMANDS, RESUMED, Commands, digest_of, shared
 
 N_KILLS = int(os.environ.get("MMEDIT_KILLS", "4"))
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    made = Commands(tmp_path_factory.mktemp("commands"))
-    yield made
-    made.close()
+@pytest.fixture
+def commands() -> Commands:
+    return shared()
 
 
 def whole_files(output: Path) -> int:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked_commands import COMMANDS, Commands, digest_of
+from forked_commands import COMMANDS, Commands, digest_of, shared
 
 from mmedit.files import replacing
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    made = Commands(tmp_path_factory.mktemp("commands"))
-    yield made
-    made.close()
+@pytest.fixture
+def commands() -> Commands:
+    return shared()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,7 +11,7 @@ def all_replaced(caption: str, swaps: Mapping[str, str]) -> str:
 
     Args:
         caption: the old caption.
-        swaps: for each source, in lower case, its target.
+        swaps: for each source, in any case, its target.
 
     Returns:
         The new caption.
@@ -24,7 +24,8 @@ def all_replaced(caption: str, swaps: Mapping[str, str]) -> str:
         return caption
     longest_first = sorted(swaps, key=len, reverse=True)
     words = rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)"
-    return re.sub(words, lambda match: swaps[match.group().casefold()], caption, flags=re.IGNORECASE)
+    targets = {source.casefold(): target for source, target in swaps.items()}
+    return re.sub(words, lambda m: targets.get(m[0].casefold(), m[0]), caption, flags=re.IGNORECASE)
 
 
 def replaced(caption: str, source: str, target: str) -> str:
@@ -58,7 +59,7 @@ def is_replaced(before: str, after: str, swaps: Mapping[str, str], others: Mappi
     pattern, done = "", 0
     for match in re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, every))})(?!\w)", before, re.IGNORECASE):
         word = match.group().casefold()
-        allowed = [swaps[word]] if word in swaps else [match.group(), others[word]]
+        allowed = [swaps[word]] if word in swaps else [match.group(), others.get(word, match.group())]
         pattern += re.escape(before[done : match.start()]) + f"(?:{'|'.join(map(re.escape, allowed))})"
         done = match.end()
     return re.fullmatch(pattern + re.escape(before[done:]), after) is not None

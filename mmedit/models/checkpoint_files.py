@@ -30,6 +30,7 @@ CHECKPOINTS = Path(__file__).parent.parent / "testbed" / "checkpoints"  # shippe
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What transformers looks for, in its order."""
 OTHER_FORMATS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz"}
+MAX_NAME = 128  # characters of a shard's name; file systems hold 255 bytes
 NOT_THE_MODEL = {".git", ".cache"}  # version control and download notes
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -135,7 +136,10 @@ def shard_names(index: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         _damaged(index, f"{type(error).__name__}: {error}", "an index with a weight_map")
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or Path(name).suffix != suffix:
+        fits = (
+            isinstance(name, str) and len(name) < MAX_NAME and Path(name).name == name and Path(name).suffix == suffix
+        )
+        if not fits or "\\" in name:
             _damaged(index, f"a shard called {name!r}"[:200], f"the name of a {suffix} file in the same folder")
     if not names:
         _damaged(index, "no shards", "an index that names shards")

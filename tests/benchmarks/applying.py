@@ -2,8 +2,9 @@
 
 A patch of five neurons, each in another layer, so that as many W_outs as possible are edited. ROME, MEMIT and EasyEdit copy the edited
 weights and copy them back; others load the whole model's state again. Random weights are in bfloat16, as checkpoints are. The limit is
-10 kB to read and to write: all of it is Python, the checks that the model is the patch's among it, and the same for every model. At least
-10 and 1000 times faster; so the ratios grow with the model.
+10 kB to read and to write: the 2.5 ms that it takes are Python's, much of it for the checks that the model is the patch's and can
+be edited, and the same for every model, so the ratios grow with the model. At least 10 and 1000 times faster is missed up to `small` (2
+and 46), whose edited W_outs are 27 MiB.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Locating 32 pictures in a batch against 32 single calls: `python tests/benchmarks/batching.py`.
 
 The limit on a CPU is arithmetic, of which a batch saves none; what it saves is the overhead of each step of generation, and on a GPU
-reading the weights for each picture. At least 4 times faster with iconworld-llava on a CPU, 6 times with `7b` on a GPU; the neurons are
-the same.
+reading the weights for each picture. At least 4 times faster with iconworld-llava on a CPU (it is about 4: a third of the batch's time
+is ranking, 2 ms a noun, which a batch does not save), 6 times with `7b` on a GPU; the neurons are the same.
 """
 
 from __future__ import annotations

@@ -1,23 +1,25 @@
 """Evaluating 8 patches on 64 pictures against a loop over patches and pictures: `python tests/benchmarks/evaluating.py`.
 
 The loop asks for one patch and one picture at a time, as one writes it by hand: the unedited model's answer, the edited one's, and
-what both predict on it. Nothing is kept on disk on either side. What one call saves is the unedited model's answers for all patches but
-the first, half of all, and what batches save (`batching.py`); a second figure is of one call with batches of one, which saves only the
-first. At least 4 times faster with the same numbers: every answer, and every score to 1e-4.
+what both predict on it. The patches are Algorithm 1's, and the picture of each edit is among the pictures; nothing is kept on disk on
+either side. What one call saves is the unedited model's answers for all patches but the first, half of all, and what batches save
+(`batching.py`); a second figure is of one call with batches of one, which saves only the first. At least 4 times faster with the same
+numbers: every answer, and every score to 1e-4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
-from applying import patch_of
 from timing import Row, at_least, in_turn, medians, on_gpu, run, times_of
 
 import mmedit
+from mmedit.editors import MMNeurons
 from mmedit.evaluation.judge import ProbeResult
 from mmedit.testbed import benchmark_pictures
+from mmedit.testbed.benchmark import swap_cases
+from mmedit.testbed.world import render
 
 N_PATCHES, N_PICTURES = 8, 64
 
@@ -33,8 +35,12 @@ def same(one: ProbeResult, other: ProbeResult) -> bool:
 
 def measure(vlm: mmedit.VisionLanguageModel, repeats: int, n_patches: int = N_PATCHES, n_pictures: int = N_PICTURES) -> Iterator[Row]:  # fmt: skip
     """Time of each way, and whether the numbers are the same."""
-    pictures = [picture for picture, _, _ in benchmark_pictures(n_pictures)]
-    patches = [named(patch_of(vlm, seed), seed) for seed in range(n_patches)]
+    requests = [
+        mmedit.EditRequest(render(c.edit)[0], c.source, c.target) for c in swap_cases("benchmark", n_patches, 1, 1)
+    ]
+    patches = [MMNeurons.from_hparams("iconworld-llava").execute(vlm, request) for request in requests]
+    others = [picture for picture, _, _ in benchmark_pictures(n_pictures - n_patches)]
+    pictures = others + [image for request in requests for image in request.images]
     found: dict[str, list[list[ProbeResult]]] = {}
 
     def at_once(name: str, batch_size: int) -> None:
@@ -60,11 +66,6 @@ def measure(vlm: mmedit.VisionLanguageModel, repeats: int, n_patches: int = N_PA
     row = at_least(f"loop / evaluate, {n_patches} patches on {n_pictures} pictures, {vlm.name}", ratio, 4, **detail)
     yield row if agree == len(pairs) else Row(row.name, ratio, 4, False, row.detail)
     yield Row(f"   in batches of 1 / evaluate, {vlm.name}", times_of(runs, "one call, batches of 1", "one call"))
-
-
-def named(patch: mmedit.Patch, number: int) -> mmedit.Patch:
-    """A patch that says what it swaps, as evaluating wants it, large enough to change answers."""
-    return replace(patch.scaled(100.0), edits=({"source": "cat", "target": f"dog{number}"},))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """How time grows: nouns scored, pictures located in, patches in a stack, layers looked at: `python tests/benchmarks/growth.py`.
 
 The figure is the exponent of the growth over the last factor of four, where what is paid once no longer counts: 1 is linear, 0 not at
-all. At most 1.1, of which 0.1 is for the clock. `--plot FILE` draws all points with a line of linear growth.
+all. At most 1.1, of which 0.1 is for the clock. `--plot FILE` draws all points with a line of linear growth. Patches are pushed one by one,
+and popped; that is at 1.2, because each push looks through the names of all that is live, and because the patches, of five neurons out
+of 2560, come to share rows.
 """
 
 from __future__ import annotations
@@ -92,6 +94,8 @@ def plot(curves: dict[str, Any], file: Path) -> None:
         axis.loglog(sizes, seconds, "o-", label="measured")
         axis.loglog(sizes, [seconds[-1] * n / sizes[-1] for n in sizes], ":", color="gray", label="linear")
         axis.set(xlabel=name, ylabel="seconds")
+        axis.set_xticks(sizes, [str(n) for n in sizes])
+        axis.xaxis.minorticks_off()
     axes[0].legend()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

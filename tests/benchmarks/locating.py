@@ -1,8 +1,9 @@
 """Locating all nouns of a caption against plain generation of the same caption: `python tests/benchmarks/locating.py`.
 
 The limit is generation itself: what is added is one copy of the last position for each W_out and token, one read of each W_out,
-and the words of the best 100 neurons of each noun. At most 1.05 times the time, and less than 2 % of the weights' memory, which is
-measured where 2 % is far above a page.
+and the words of the best 100 neurons of each noun: some 2 ms for a noun, whatever the model. At most 1.05 times the time, which a
+model must take 0.1 s to caption for: `small` is within, iconworld-llava, which says its six tokens in 40 ms, is not (1.2). And
+less than 2 % of the weights' memory, which is measured where 2 % is far above a page.
 """
 
 from __future__ import annotations
