@@ -109,7 +109,9 @@ def sightings(
 def _require_finite(vlm: VisionLanguageModel, trace: Trace, row: int, generation: Generation) -> None:
     """Raise ModelError if a picture's caption lacks words because there was NaN or infinity on the way to it."""
     steps = range(trace.n_steps)
-    overflow = next((s for s in trace.sites for step in steps if not bool(trace.at(s, step, row).isfinite().all())), None)
+    overflow = next(
+        (s for s in trace.sites for step in steps if not bool(trace.at(s, step, row).isfinite().all())), None
+    )
     silent = not generation.text.strip() and bad_weight(vlm.model) is not None
     if overflow is not None or silent or not bool(vlm.architecture.w_u.isfinite().all()):
         raise not_finite(vlm.model, overflow)

@@ -97,7 +97,7 @@ def test_hyperparameter_files(tmp_path: Path) -> None:
     editors = [mmedit.editors.MMNeurons, mmedit.editors.EDITORS["Margin"]]
     files = [path.read_bytes() for path in sorted((Path(mmedit.editors.__file__).parent.parent / "hparams" / "MMNeurons").glob("*.yaml"))]  # fmt: skip
     text, path = max(files, key=len), tmp_path / "h.yaml"
-    for number in range(1500 * TIMES):
+    for number in range(750 * TIMES):
         kind, editor = number % 3, r.choice(editors)
         if kind == 0:
             content = mangled(text, r)
@@ -110,7 +110,7 @@ def test_hyperparameter_files(tmp_path: Path) -> None:
         outcomes[survives(lambda e=editor: e.from_hparams(path), HparamsError, content)] += 1
         values = {r.choice(names if kind == 2 else ["lr"]): r.choice(VALUES)}
         outcomes[survives(lambda e=editor, v=values: e.from_hparams(v), HparamsError, values)] += 1
-    assert outcomes["read"] > 50 and outcomes["HparamsError"] > 1000, outcomes
+    assert outcomes["read"] > 20 and outcomes["HparamsError"] > 500, outcomes
 
 
 # --- benchmark files --------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_captions(processor: LlavaProcessor) -> None:
     r, outcomes, tokenizer = random.Random(6), Counter[str](), processor.tokenizer
     categories = list(characters())
     assert len(categories) == 30  # Cs, half characters, among them
-    for number in range(3500 * TIMES):
+    for number in range(2500 * TIMES):
         text, word = caption(r, [categories[number % 30], r.choice(categories)]), r.choice(["cat", "cats", "ca", "", caption(r, categories)])  # fmt: skip
 
         def look(text: str = text, word: str = word) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from forked_commands import COMMANDS, RESUMED, Commands, digest_of, shared
 
-N_KILLS = int(os.environ.get("MMEDIT_KILLS", "4"))
+N_KILLS = int(os.environ.get("MMEDIT_KILLS", "2"))
 
 
 @pytest.fixture
