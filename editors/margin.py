@@ -13,7 +13,6 @@ became of each wish, and the programme is solved again, linear about the change 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from mmedit.background import Background, drawn_pictures
 from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of, source_of
+from mmedit.editors.ranges import check, check_ranges
 from mmedit.editors.wishes import Problem
-from mmedit.errors import HparamsError, RequestError
+from mmedit.errors import RequestError
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, Site
@@ -71,18 +71,10 @@ class MarginHparams:
             "batch_size": 1,
             "keep": 0,
             "enough": 0,
+            "layers": 0,
         }
-        for name, bound in least.items():
-            self._check(name, getattr(self, name) >= bound, f"{bound} or more")
-        for name in ("margin", "firmness", "ridge"):
-            self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "above 0")
-        self._check("keep", self.keep <= 1, "1 or less")
-        self._check("layers", self.layers is None or (self.layers and min(self.layers) >= 0), "layer numbers from 0")
-
-    def _check(self, name: str, holds: object, expected: str) -> None:
-        if not holds:
-            value = getattr(self, name)
-            raise HparamsError("a hyperparameter out of range", where=name, got=repr(value), expected=expected)
+        check_ranges(self, least=least, above={"margin": 0, "firmness": 0, "ridge": 0})
+        check(self, "keep", self.keep <= 1, "1 or less")
 
 
 class Margin(Editor):

@@ -27,8 +27,7 @@ from mmedit.testbed.world import render, scene
 COMMANDS = ("edit", "merge", "bake", "to-lora", "convert", "bench", "analyse")
 RESUMED = ("bench", "analyse")  # what runs once more on the same output and goes on
 SERVER = """
-import json, os, signal, sys, threading, torch, tqdm, mmedit
-torch.set_num_threads(1)
+import json, os, signal, sys, threading, tqdm, mmedit
 tqdm.tqdm.monitor_interval = 0  # no thread beside ours when we fork
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one that is killed keeps it for ever
 import mmedit.cli, mmedit.editors, mmedit.evaluation.page, mmedit.evaluation.bench, mmedit.patches.bake, mmedit.patches.lora, mmedit.patches.convert, mmedit.analysis.study, mmedit.analysis.analyses, matplotlib.pyplot, peft, spacy
