@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,16 +117,16 @@ def multipliers(gram: Tensor, b: Tensor, caps: Sequence[float], sweeps: int = 20
         tensor([1., 0.])
     """
     gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    rows, wanted, diagonal = gram.tolist(), b.tolist(), gram.diagonal().tolist()
-    a, product = [0.0] * len(wanted), [0.0] * len(wanted)
+    rows, wanted, diagonal = gram.numpy(), b.tolist(), gram.diagonal().tolist()
+    a, product = [0.0] * len(wanted), np.zeros(len(wanted))
     for _ in range(sweeps):
         moved = 0.0
         for i, row in enumerate(rows):
-            best = a[i] + (wanted[i] - product[i]) / diagonal[i] if diagonal[i] > 0 else 0.0
+            best = a[i] + (wanted[i] - float(product[i])) / diagonal[i] if diagonal[i] > 0 else 0.0
             step = min(max(best, 0.0), caps[i]) - a[i]
             if step:
                 a[i] += step
-                product = [p + step * r for p, r in zip(product, row, strict=True)]
+                product += step * row
                 moved = max(moved, abs(step) * diagonal[i])
         if moved <= 1e-6 * max(1e-12, max(map(abs, wanted))):
             break
