@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmedit.background import Background, drawn_pictures
-from mmedit.editors.base import Editor, Requests, apply_to_model, make_patch, requests_of, source_of
+from mmedit.background import Background
+from mmedit.editors.base import Requests, apply_to_model, make_patch, requests_of, source_of
 from mmedit.editors.ranges import check, check_ranges
+from mmedit.editors.unrelated import UnrelatedEditor
 from mmedit.editors.wishes import Problem
 from mmedit.errors import RequestError
 from mmedit.models.images import image_digest
@@ -77,7 +78,7 @@ class MarginHparams:
         check(self, "keep", self.keep <= 1, "1 or less")
 
 
-class Margin(Editor):
+class Margin(UnrelatedEditor):
     """Swap concepts by the least change that gives the target the source's lead and leaves other answers theirs.
 
     Several requests are solved together. Words of several tokens are taught token by token; where the model goes on by
@@ -109,14 +110,14 @@ class Margin(Editor):
         unrelated: Sequence[Any] | None = None,
         questions: Sequence[Any] = (),
     ) -> None:
-        super().__init__(hparams)
-        self.unrelated, self.questions = unrelated, questions
+        super().__init__(hparams, unrelated)
+        self.questions = questions
         self._background: tuple[Any, Background] | None = None
 
     def with_hparams(self, **changes: Any) -> Any:
         """The same editor with some hyperparameters changed; as `Editor.with_hparams`."""
         changed = super().with_hparams(**changes)
-        changed.unrelated, changed.questions = self.unrelated, self.questions
+        changed.questions = self.questions
         return changed
 
     def execute(self, vlm: VisionLanguageModel, request: Requests) -> Patch:
@@ -156,8 +157,7 @@ class Margin(Editor):
         """
         state = (vlm, stack_of(vlm).state, self.hparams.n_unrelated)
         if self._background is None or self._background[0] != state:
-            pictures = drawn_pictures(self.hparams.n_unrelated) if self.unrelated is None else list(self.unrelated)
-            made = Background(vlm, pictures, None, self.questions, self.hparams.batch_size)
+            made = Background(vlm, self.unrelated_pictures(), None, self.questions, self.hparams.batch_size)
             self._background = state, made
         return self._background[1]
 

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmedit.background import drawn_pictures
-from mmedit.editors.base import Editor
 from mmedit.editors.teaching import removing
+from mmedit.editors.unrelated import UnrelatedEditor
 from mmedit.errors import OutputError
 from mmedit.evaluation.answers import default_folder
 from mmedit.files import make_folder, replacing
@@ -56,6 +55,7 @@ def second_moments(
 
     Example:
         >>> import mmedit
+        >>> from mmedit.background import drawn_pictures
         >>> from mmedit.editors.patching import modules_of
         >>> vlm = mmedit.load("iconworld-llava")
         >>> moments = second_moments(vlm, modules_of(vlm.architecture, [2]), drawn_pictures(2), folder=False)
@@ -123,28 +123,12 @@ def _write(file: Path, matrix: Tensor) -> None:
         warnings.warn(f"second moments are not kept: {file}: {error}", stacklevel=4)
 
 
-class SecondMomentEditor(Editor):
-    """An editor that knows what enters W_outs otherwise.
-
-    Args:
-        hparams: its hyperparameters, with `n_unrelated` and `ridge` among them.
-        unrelated: pictures that edits are not about; `n_unrelated` drawings of everyday things when None.
-    """
-
-    def __init__(self, hparams: Any = None, unrelated: Sequence[Any] | None = None) -> None:
-        super().__init__(hparams)
-        self.unrelated = unrelated
-
-    def with_hparams(self, **changes: Any) -> Any:
-        """The same editor with some hyperparameters changed; as `Editor.with_hparams`."""
-        changed = super().with_hparams(**changes)
-        changed.unrelated = self.unrelated
-        return changed
+class SecondMomentEditor(UnrelatedEditor):
+    """An editor that knows what enters W_outs otherwise; `ridge` is among its hyperparameters."""
 
     def moments(self, vlm: VisionLanguageModel, w_outs: Sequence[WOut]) -> dict[Site, Tensor]:
         """C for each site `[d_ffn, d_ffn]`, over the editor's pictures."""
-        images = drawn_pictures(self.hparams.n_unrelated) if self.unrelated is None else list(self.unrelated)
-        return second_moments(vlm, w_outs, images)
+        return second_moments(vlm, w_outs, self.unrelated_pictures())
 
     def regular(self, c: Tensor) -> Tensor:
         """C in double precision, with `ridge` times its mean diagonal added, so that it can be inverted."""

@@ -28,6 +28,7 @@ def edit(
     """Swap one concept for another and save the edit as a patch."""
     from mmedit import EditRequest
     from mmedit.data.pictures import read_pictures
+    from mmedit.editors.unrelated import UnrelatedEditor
     from mmedit.errors import RequestError
     from mmedit.evaluation.metrics import all_replaced
     from mmedit.files import check_writable
@@ -41,7 +42,7 @@ def edit(
     vlm = o.load_model(model, device, dtype, revision)
     method = o.make_editor(editor, values, vlm)
     if pictures is not None:
-        if not hasattr(method, "unrelated"):
+        if not isinstance(method, UnrelatedEditor):
             raise RequestError("this method looks at no unrelated pictures", got=editor, do="leave --unrelated out")
         method.unrelated = pictures
     patch = method.execute(vlm, request)
