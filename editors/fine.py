@@ -104,8 +104,9 @@ class FiNE(Editor):
             ModelError: if a layer is a fused mixture of experts, or a weight cannot be edited in place.
         """
         hp, edits, all_rewrites, chosen = self.hparams, [], list[Rewrite](), dict[Neuron, None]()
-        for one in requests_of(request):
-            rewrites = rewrites_of(vlm, one, hp.batch_size)
+        requests = requests_of(request)
+        for one in requests:
+            rewrites = rewrites_of(vlm, one, hp.batch_size, among=requests)
             rankings = self._located(vlm, rewrites)
             chosen |= dict.fromkeys(neuron for ranking in rankings for neuron in ranking.neurons)
             all_rewrites += rewrites

@@ -90,7 +90,8 @@ class FT(Editor):
             ModelError: if the layer is a fused mixture of experts, or its weight cannot be edited in place.
         """
         hp, w_outs = self.hparams, modules_of(vlm.architecture, [self.hparams.layer])
-        wanted = [(one, rewrites_of(vlm, one, hp.batch_size)) for one in requests_of(request)]
+        requests = requests_of(request)
+        wanted = [(one, rewrites_of(vlm, one, hp.batch_size, among=requests)) for one in requests]
         lessons = lessons_of(vlm, [rewrite for _, rewrites in wanted for rewrite in rewrites], hp.batch_size)
         deltas = {w_out.site: zeros(w_out, w_out.d_ffn) for w_out in w_outs}
 

@@ -98,7 +98,8 @@ class LoRA(Editor):
             ModelError: if a layer is a fused mixture of experts, or a weight cannot be edited in place.
         """
         hp, w_outs = self.hparams, modules_of(vlm.architecture, self.hparams.layers)
-        wanted = [(one, rewrites_of(vlm, one, hp.batch_size)) for one in requests_of(request)]
+        requests = requests_of(request)
+        wanted = [(one, rewrites_of(vlm, one, hp.batch_size, among=requests)) for one in requests]
         lessons = lessons_of(vlm, [rewrite for _, rewrites in wanted for rewrite in rewrites], hp.batch_size)
 
         def objective(lesson: Lesson) -> tuple[Tensor, bool]:

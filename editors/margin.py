@@ -135,7 +135,7 @@ class Margin(UnrelatedEditor):
             ImageError: if a picture cannot be read.
         """
         requests, background = requests_of(request), self.background(vlm)
-        taught = [self._taught(vlm, one) for one in requests]
+        taught = [self._taught(vlm, one, requests) for one in requests]
         tokens = [(one, steps) for one, of_one in zip(requests, taught, strict=True) for steps in by_token(of_one)]
         h, chosen = self._neurons(vlm, background, tokens)
         rewrites, sources = [r for of_one in taught for r in of_one], [form for one in requests for form in one.swaps]
@@ -161,9 +161,11 @@ class Margin(UnrelatedEditor):
             self._background = state, made
         return self._background[1]
 
-    def _taught(self, vlm: VisionLanguageModel, request: EditRequest) -> dict[Rewrite, list[Step]]:
+    def _taught(
+        self, vlm: VisionLanguageModel, request: EditRequest, among: Sequence[EditRequest]
+    ) -> dict[Rewrite, list[Step]]:
         """The wanted answers of a request, each with the places at which the model would say something else."""
-        rewrites = rewrites_of(vlm, request, self.hparams.batch_size)
+        rewrites = rewrites_of(vlm, request, self.hparams.batch_size, among=among)
         steps = steps_of(vlm, rewrites, layers=self.hparams.layers, batch_size=self.hparams.batch_size)
         wrong = {rewrite: [s for s in found if s.margin < 0] for rewrite, found in zip(rewrites, steps, strict=True)}
         if not any(wrong.values()):

@@ -100,8 +100,9 @@ class MEMIT(ValueEditor):
         w_outs = [dense(vlm, layer) for layer in hp.layers]
         _require_straight(vlm, w_outs)
         moments, last = self.moments(vlm, w_outs), w_outs[-1]
-        for one in (part for whole in requests_of(request) for part in by_form(vlm, whole, hp.batch_size)):
-            rewrites = rewrites_of(vlm, one, hp.batch_size)
+        requests = requests_of(request)
+        for one in (part for whole in requests for part in by_form(vlm, whole, hp.batch_size)):
+            rewrites = rewrites_of(vlm, one, hp.batch_size, among=requests)
             taught = lessons_of(vlm, rewrites, hp.batch_size)
             _, h = at_keys(vlm, taught, last, last.layer)
             wanted.append(h + self.shift(vlm, taught, last, float(h.mean(0).norm())).to(h))

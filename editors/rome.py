@@ -90,7 +90,9 @@ class ROME(ValueEditor):
         w_out, n = dense(vlm, self.hparams.layer), self.hparams.batch_size
         edits, factors = list[dict[str, Any]](), list[tuple[Tensor, Tensor]]()
         c = self.regular(self.moments(vlm, [w_out])[w_out.site]) if self.hparams.mom2_adjustment else None
-        wanted = [(one, rewrites_of(vlm, one, n)) for whole in requests_of(request) for one in by_form(vlm, whole, n)]
+        requests = requests_of(request)
+        parts = [part for whole in requests for part in by_form(vlm, whole, n)]
+        wanted = [(one, rewrites_of(vlm, one, n, among=requests)) for one in parts]
         patch = None
         for one, rewrites in wanted:
             lessons = lessons_of(vlm, rewrites, n)

@@ -29,6 +29,10 @@ class Occurrence:
     token_id: int
     n_tokens: int
 
+    def overlaps(self, other: Occurrence) -> bool:
+        """Whether two words share a character of the text."""
+        return self.start < other.start + len(other.word) and other.start < self.start + len(self.word)
+
 
 def occurrences(ids: tuple[int, ...], word: str, tokenizer: Any) -> list[Occurrence]:
     """Where a word stands in a generated text, in any case, as a whole word.

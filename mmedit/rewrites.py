@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -113,8 +113,9 @@ class Step:
 
 
 def rewrites_of(
-    vlm: VisionLanguageModel, request: EditRequest, batch_size: int = 8, generations: Sequence[Generation] | None = None
-) -> list[Rewrite]:
+    vlm: VisionLanguageModel, request: EditRequest, batch_size: int = 8, generations: Sequence[Generation] | None = None,
+    among: Sequence[EditRequest] = (),
+) -> list[Rewrite]:  # fmt: skip
     """What an edit shall make of the model's answers to its own pictures.
 
     Args:
@@ -122,6 +123,7 @@ def rewrites_of(
         request: the edit.
         batch_size: pictures per batch.
         generations: the model's answers, where they are known.
+        among: all edits that are made together. What the others swap stands in the wanted answers too, but is not to be taught here.
 
     Returns:
         For each picture the model's answer with every source replaced, or the target alone where the request has no source.
@@ -141,7 +143,8 @@ def rewrites_of(
         True
     """
     made = generations or vlm.generate(list(request.images), request.prompt, batch_size)
-    rewrite = _answer if request.source is None else _swap
+    swaps = _folded(swap for other in among for swap in other.swaps.items()) | _folded(request.swaps.items())
+    rewrite = _answer if request.source is None else partial(_swap, swaps=swaps)
     with suspecting(vlm.model):
         return [
             rewrite(vlm, request, image, generation, f"picture {number}")
@@ -149,22 +152,34 @@ def rewrites_of(
         ]
 
 
-def _swap(vlm: VisionLanguageModel, request: EditRequest, image: Any, generation: Generation, where: str) -> Rewrite:
+def _folded(swaps: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Swaps by their sources without regard to capitals, which make no other form."""
+    return {source.casefold(): target for source, target in swaps}
+
+
+def _swap(
+    vlm: VisionLanguageModel, request: EditRequest, image: Any, generation: Generation, where: str, swaps: Mapping[str, str]
+) -> Rewrite:  # fmt: skip
     """The answer with the tokens of each source replaced by those that the target has there; all others stay."""
     assert request.source is not None
     ids: tuple[int, ...] = generation.ids
     places: list[int] = []
-    targets = {source.casefold(): target for source, target in request.swaps.items()}
-    found = require_occurrences(ids, request.source, vlm.tokenizer, where, request.forms)
-    for occurrence in reversed(found):  # the later ones first, so that offsets and positions stay true
-        new = swapped_tokens(ids, occurrence, targets[occurrence.word.casefold()], vlm.tokenizer)
+    own = require_occurrences(ids, request.source, vlm.tokenizer, where, request.forms)
+    others = [said for source in swaps for said in occurrences(ids, source, vlm.tokenizer)]
+    found: list[Occurrence] = []
+    for said in (*own, *sorted(others, key=lambda said: -len(said.word))):
+        if not any(said.overlaps(other) for other in found):
+            found.append(said)
+    for occurrence in sorted(found, key=lambda said: -said.start):  # the later first, so that offsets and positions stay true
+        new = swapped_tokens(ids, occurrence, swaps[occurrence.word.casefold()], vlm.tokenizer)
         shift = len(new) - occurrence.n_tokens
         places = [place + shift for place in places]
-        places = [*range(occurrence.index, occurrence.index + len(new) + 1), *places]
+        if occurrence in own:
+            places = [*range(occurrence.index, occurrence.index + len(new) + 1), *places]
         ids = (*ids[: occurrence.index], *new, *ids[occurrence.index + occurrence.n_tokens :])
     cut = len(generation.ids) >= MAX_NEW_TOKENS  # what would follow is then not known
     places = [place for place in dict.fromkeys(places) if not cut or place < len(ids)]
-    return Rewrite(image, request.prompt, generation, (*ids, min(vlm.end_ids)), tuple(places), found[0].word)
+    return Rewrite(image, request.prompt, generation, (*ids, min(vlm.end_ids)), tuple(places), own[0].word)
 
 
 def by_form(vlm: VisionLanguageModel, request: EditRequest, batch_size: int = 8) -> list[EditRequest]:

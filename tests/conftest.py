@@ -64,6 +64,22 @@ def pictures() -> list[tuple[Image.Image, str, tuple[Thing, ...]]]:
 
 
 @pytest.fixture(scope="session")
+def two_things(
+    trained: mmedit.VisionLanguageModel, pictures: list[tuple[Image.Image, str, tuple[Thing, ...]]]
+) -> tuple[Image.Image, str, str, str]:
+    """A picture with two things that the shipped model names, its caption and both nouns."""
+    for picture, caption, things in pictures:
+        nouns = [thing.noun for thing in things]
+        if (
+            len({*nouns}) == 2
+            and all(noun in caption.split() for noun in nouns)
+            and trained.caption(picture) == [caption]
+        ):
+            return picture, caption, nouns[0], nouns[1]
+    raise AssertionError("the shipped model names two things in none of 48 pictures")
+
+
+@pytest.fixture(scope="session")
 def cat_file(tmp_path_factory: pytest.TempPathFactory, trained: mmedit.VisionLanguageModel) -> Path:
     """A picture file in which the shipped model says `cat`."""
     from mmedit.testbed.world import render, scene

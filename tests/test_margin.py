@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,9 +78,24 @@ def test_several_requests_are_one_patch(vlm: mmedit.VisionLanguageModel, editor:
     assert after == [text.replace(str(r.source), r.target) for text, r in zip(before, requests, strict=True)]
 
 
+@pytest.mark.parametrize("method", ["Margin", "FiNE"])
+def test_edits_whose_pictures_show_each_others_words(
+    vlm: mmedit.VisionLanguageModel, editor: Margin, two_things: tuple[Any, str, str, str], method: str
+) -> None:
+    """Both words of one picture are swapped at once, also where one's target is the other's source."""
+    picture, caption, first, second = two_things
+    requests = [mmedit.EditRequest(picture, first, second), mmedit.EditRequest(picture, second, "kite")]
+    made_by = editor if method == "Margin" else mmedit.editors.FiNE.from_hparams("iconworld-llava")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch = made_by.execute(vlm, requests)
+    with patch.applied(vlm):
+        assert vlm.caption([picture]) == [all_replaced(caption, {first: second, second: "kite"})]
+
+
 @pytest.mark.parametrize("method", ["Margin", "MMNeurons"])
 def test_a_word_of_several_tokens_leaves_no_stray_piece(
-    vlm: mmedit.VisionLanguageModel, editor: Margin, method: str
+    vlm: mmedit.VisionLanguageModel, editor: Margin, two_things: tuple[Any, str, str, str], method: str
 ) -> None:
     """A target that the model never says: its second token must be taught at its own place."""
     request = CASES[2].request

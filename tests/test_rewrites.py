@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import mmedit
 from mmedit.background import Background, drawn_pictures
 from mmedit.errors import RequestError
+from mmedit.evaluation.metrics import all_replaced
 from mmedit.models.forcing import dictated, forced
 from mmedit.rewrites import by_form, leads_of, rewrites_of, steps_of
 from mmedit.sightings import source_sightings
@@ -42,6 +44,35 @@ def test_wanted_is_the_caption_with_the_word_replaced(vlm: mmedit.VisionLanguage
     assert rewrite.wanted[-1] in vlm.end_ids
     word = vlm.tokenizer.decode([rewrite.wanted[place] for place in rewrite.places[:-1]]).strip()
     assert word == request.target
+
+
+def test_edits_made_together_stand_in_each_others_answers(
+    vlm: mmedit.VisionLanguageModel, two_things: tuple[Any, str, str, str]
+) -> None:
+    """What another edit swaps is swapped in the wanted answer too, so that no two edits wish for opposites; taught is one's own."""
+    picture, caption, one, other = two_things
+    requests = [mmedit.EditRequest(picture, one, "kite"), mmedit.EditRequest(picture, other, "car")]
+    answers = [rewrites_of(vlm, request, among=requests)[0] for request in requests]
+    assert answers[0].wanted == answers[1].wanted
+    said = vlm.tokenizer.decode(answers[0].wanted[:-1]).strip()
+    assert said == all_replaced(caption, {one: "kite", other: "car"})
+    for rewrite, new in zip(answers, ("kite", "car"), strict=True):
+        assert vlm.tokenizer.decode([rewrite.wanted[place] for place in rewrite.places[:-1]]).strip() == new
+    (alone,) = rewrites_of(vlm, requests[0])
+    assert vlm.tokenizer.decode(alone.wanted[:-1]).strip() == all_replaced(caption, {one: "kite"})
+
+
+def test_of_two_sources_that_overlap_ones_own_is_swapped(vlm: mmedit.VisionLanguageModel, cat_file: Path) -> None:
+    """Where another edit's source is a part of one's own, or the other way round, no word is swapped twice."""
+    (caption,) = vlm.caption([cat_file])
+    colour = caption.split()[1]
+    whole, part = mmedit.EditRequest(cat_file, f"{colour} cat", "kite"), mmedit.EditRequest(cat_file, "cat", "dog")
+    wanted = [rewrites_of(vlm, request, among=[whole, part])[0].wanted[:-1] for request in (whole, part)]
+    assert vlm.tokenizer.decode(wanted[0]).strip() == caption.replace(f"{colour} cat", "kite")
+    assert vlm.tokenizer.decode(wanted[1]).strip() == caption.replace("cat", "dog")
+    beside = mmedit.EditRequest(cat_file, caption.split()[-1], "boat")
+    (both,) = rewrites_of(vlm, beside, among=[part, beside, whole])
+    assert "kite" in vlm.tokenizer.decode(both.wanted), "of two others that overlap, the longer"
 
 
 def test_steps_are_what_the_model_would_say(vlm: mmedit.VisionLanguageModel, cat_file: Path) -> None:
