@@ -27,8 +27,9 @@ from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking, Site
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest
-from mmedit.rewrites import Rewrite, rewrites_of, steps_of
+from mmedit.rewrites import Rewrite, rewrites_of
 from mmedit.sightings import Sighting
+from mmedit.steps import steps_of
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ from mmedit.neuron import Neuron, Site
 from mmedit.patches.live import stack_of
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
-from mmedit.rewrites import Rewrite, Step, rewrites_of, steps_of
+from mmedit.rewrites import Rewrite, rewrites_of
 from mmedit.scorers.contribution import contribution
+from mmedit.steps import Step, steps_of
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.patches.patch import Patch
 from mmedit.requests import EditRequest, as_prompt
-from mmedit.rewrites import by_form, rewrites_of, steps_of
+from mmedit.rewrites import by_form, rewrites_of
 from mmedit.scorers import SCORERS, Scorer, as_scorer
 from mmedit.sightings import Sighting, answer_sightings, source_sightings
+from mmedit.steps import steps_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from mmedit.background import Background
 from mmedit.models.vlm import VisionLanguageModel
 from mmedit.neuron import Neuron, Site
 from mmedit.patches.patch import Patch
-from mmedit.rewrites import Leads, Rewrite, Step, leads_of, steps_of
+from mmedit.rewrites import Rewrite
+from mmedit.steps import Leads, Step, leads_of, steps_of
 
 if TYPE_CHECKING:
     from mmedit.editors.margin import MarginHparams

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 ROOTS = {"mmedit": ROOT / "mmedit", "mmedit.editors": ROOT / "editors", "mmedit.hparams": ROOT / "hparams"}
 LAYERS = [
     {"mmedit.errors"}, {"mmedit.files", "mmedit.printable", "mmedit.processes"}, {"mmedit.neuron", "mmedit.requests", "mmedit.nouns", "mmedit.hparams"}, {"mmedit.concepts", "mmedit.cases"},
-    {"mmedit.models", "mmedit.testbed", "mmedit.data"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.sightings"}, {"mmedit.rewrites"}, {"mmedit.background"}, {"mmedit.scorers"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.analysis"}, {"mmedit.cli", "mmedit.bridges"}, {"mmedit.__main__"},
+    {"mmedit.models", "mmedit.testbed", "mmedit.data"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.sightings", "mmedit.rewrites"}, {"mmedit.steps", "mmedit.background"}, {"mmedit.scorers"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.analysis"}, {"mmedit.cli", "mmedit.bridges"}, {"mmedit.__main__"},
 ]  # fmt: skip
 
 

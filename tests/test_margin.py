@@ -13,7 +13,8 @@ import mmedit
 from mmedit.editors import Margin, MarginHparams, MMNeurons
 from mmedit.errors import HparamsError, RequestError
 from mmedit.evaluation.metrics import all_replaced
-from mmedit.rewrites import leads_of, rewrites_of
+from mmedit.rewrites import rewrites_of
+from mmedit.steps import leads_of
 from mmedit.testbed.benchmark import iconworld_cases
 
 CASES = iconworld_cases(8, "validation")

@@ -14,8 +14,9 @@ from mmedit.background import Background, drawn_pictures
 from mmedit.errors import RequestError
 from mmedit.evaluation.metrics import all_replaced
 from mmedit.models.forcing import dictated, forced
-from mmedit.rewrites import by_form, leads_of, rewrites_of, steps_of
+from mmedit.rewrites import by_form, rewrites_of
 from mmedit.sightings import source_sightings
+from mmedit.steps import leads_of, steps_of
 from mmedit.testbed.benchmark import iconworld_cases
 from mmedit.trace import Trace
 
