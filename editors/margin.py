@@ -151,12 +151,14 @@ class Margin(UnrelatedEditor):
         return replace(patch, edits=tuple(edits))
 
     def background(self, vlm: VisionLanguageModel) -> Background:
-        """What the model as it is now says about the unrelated pictures; worked out once for several edits.
+        """What the model as it is now says about the unrelated pictures; worked out once, till the model or they change.
 
         Args:
             vlm: the model.
         """
-        state = (vlm, stack_of(vlm).state, self.hparams.n_unrelated)
+        given = None if self.unrelated is None else [image_digest(picture) for picture in self.unrelated]
+        asked = [as_prompt(question) for question in self.questions]
+        state = (vlm, stack_of(vlm).state, self.hparams.n_unrelated, given, asked)
         if self._background is None or self._background[0] != state:
             made = Background(vlm, self.unrelated_pictures(), None, self.questions, self.hparams.batch_size)
             self._background = state, made

@@ -141,7 +141,13 @@ def test_pictures_of_ones_own_are_the_background(
     own = [case.probes[-9].image for case in CASES[:3]]
     editor = Margin(MarginHparams(), unrelated=own, questions=["What is grass?"])
     assert len(editor.background(vlm).answers) == 4
-    assert editor.background(vlm) is editor.background(vlm)
+    kept = editor.background(vlm)
+    assert editor.background(vlm) is kept
+    editor.questions = ()
+    assert len(editor.background(vlm).answers) == 3, "others are asked anew"
+    editor.unrelated = own[:2]
+    assert len(editor.background(vlm).answers) == 2
+    editor.unrelated, editor.questions = own, ["What is grass?"]
     changed = editor.with_hparams(neurons_per_edit=3)
     assert changed.unrelated is own
     patch = changed.execute(vlm, mmedit.EditRequest(cat_file, "cat", "dog"))
