@@ -5,34 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmedit.analysis.cross_image import cross_image_invariance
-from mmedit.analysis.figures import draw_cross_image, draw_curves, draw_heatmap, draw_layers, draw_shares, save
+from mmedit.analysis.figures import draw_cross_image, draw_curves, draw_heatmap, draw_layers, save
 from mmedit.analysis.focus_study import Focused, focus_numbers, focus_panel, focus_summary
+from mmedit.analysis.interventions import noise, swaps
 from mmedit.analysis.layers import unique_neurons_per_layer
-from mmedit.analysis.perturb import Perturbed, perturb, word_lost
 from mmedit.analysis.region_invariance import Shuffled, mean_kept, region_invariance
 from mmedit.analysis.specificity import concept_neuron_heatmap, specificity
 from mmedit.analysis.study import Analysis, Section, Study, Table
-from mmedit.analysis.survey import METHODS
-from mmedit.analysis.swap import plan_swaps, swap
+from mmedit.analysis.tables import INTERVAL, by_number, cells, named
 from mmedit.analysis.tokens import token_table
-from mmedit.evaluation.intervals import Estimate, estimate
-from mmedit.evaluation.metrics import changed_words
+from mmedit.evaluation.intervals import Estimate
 
-INTERVAL = ("value", "low", "high", "n")
 N_PANELS = 3  # pictures whose focus is shown
-
-
-def _named(method: str) -> str:
-    return METHODS.get(method, method)
-
-
-def _cells(e: Estimate) -> tuple[float, float, float, int]:
-    return e.value, e.low, e.high, e.n
-
-
-def _curves(name: str, first: str, curves: Mapping[str, Mapping[int, Estimate]]) -> Table:
-    rows = [(_named(method), x, *_cells(e)) for method, points in curves.items() for x, e in points.items()]
-    return Table(name, ("method", first, *INTERVAL), rows)
 
 
 def layers(study: Study) -> Section:
@@ -45,11 +29,11 @@ def layers(study: Study) -> Section:
     numbers, rows = range(study.vlm.architecture.n_layers), []
     for method in study.methods:
         counts = unique_neurons_per_layer(study.survey, numbers, method)
-        rows += [(_named(method), k, layer, n) for k, by_layer in counts.items() for layer, n in by_layer.items()]
+        rows += [(named(method), k, layer, n) for k, by_layer in counts.items() for layer, n in by_layer.items()]
         path = study.path(f"layers-{method}.png")
         if study.processes.main and method != "random":
-            save(draw_layers(counts, f"{_named(method)}, {len(study.survey)} pictures"), path)
-            section.figures.append((path, _named(method)))
+            save(draw_layers(counts, f"{named(method)}, {len(study.survey)} pictures"), path)
+            section.figures.append((path, named(method)))
     section.tables.append(Table("layers", ("method", "k", "layer", "unique neurons"), rows))
     return section
 
@@ -82,7 +66,7 @@ def sensitivity(study: Study) -> Section:
     rows = []
     for method in study.methods:
         concepts = [[(c.word, c.rankings[method].tokens) for c in surveyed.concepts] for surveyed in study.survey]
-        rows.append((_named(method), *(mean_sensitivity(concepts, metric) for metric in metrics.values())))
+        rows.append((named(method), *(mean_sensitivity(concepts, metric) for metric in metrics.values())))
     caption = f"Encoder: {study.encoder or 'none'}; BLEURT: {study.bleurt or 'none'}."
     section.tables.append(Table("sensitivity", ("method", *metrics), rows, caption))
     return section
@@ -108,7 +92,7 @@ def region(study: Study) -> Section:
         (Shuffled(**one) for one in study.processes.gather([vars(one) for one in own])), key=lambda one: one.number
     )
     curves = {method: mean_kept(rows, method) for method in methods}
-    section.tables.append(_curves("region-invariance", "k", curves))
+    section.tables.append(by_number("region-invariance", "k", curves))
     section.tables.append(
         Table(
             "region-invariance-captions",
@@ -131,7 +115,7 @@ def cross_image(study: Study) -> Section:
         for method in study.methods
         if method != "random"
     }
-    rows = [(_named(method), k, n, *_cells(e)) for method, of in found.items() for (k, n), e in of.items()]
+    rows = [(named(method), k, n, *cells(e)) for method, of in found.items() for (k, n), e in of.items()]
     section = Section(
         "cross-image", "Cross-image invariance", text, [Table("cross-image", ("method", "k", "N", *INTERVAL), rows)]
     )
@@ -150,7 +134,7 @@ def specific(study: Study) -> Section:
         method: specificity(study.survey, method, seed=study.seed) for method in study.methods if method != "random"
     }
     rows = [
-        (_named(m), kind, k, *_cells(e))
+        (named(m), kind, k, *cells(e))
         for m, kinds in found.items()
         for kind, of in kinds.items()
         for k, e in of.items()
@@ -192,7 +176,7 @@ def focus(study: Study) -> Section:
             "concepts",
         )
         rows = [
-            (_named(m), k, *_cells(hit)[:3], *_cells(mass)[:3], area.value, area.n)
+            (named(m), k, *cells(hit)[:3], *cells(mass)[:3], area.value, area.n)
             for (m, k), (hit, mass, area) in sorted(
                 summary.items(), key=lambda item: (study.methods.index(item[0][0]), item[0][1])
             )
@@ -221,94 +205,12 @@ def focus(study: Study) -> Section:
             for concept in surveyed.concepts[:1]:
                 for method in study.methods:
                     panel = focus_panel(study.vlm, image, concept, method, prompt=study.prompt)
-                    section.panels.append((f"{concept.word!r} in {surveyed.caption!r}: {_named(method)}", list(panel)))
+                    section.panels.append((f"{concept.word!r} in {surveyed.caption!r}: {named(method)}", list(panel)))
     return section
 
 
 def _area(summary: Mapping[tuple[str, int], tuple[Estimate, Estimate, Estimate]]) -> float:
     return next((area.value for _, _, area in summary.values()), float("nan"))
-
-
-def noise(study: Study) -> Section:
-    """Tables 5 and 11."""
-    text = "Gaussian noise (mean 0, sigma 0.5) on the rows of a concept's five best neurons, against noise on five random neurons (Tables 5 and 11)."
-    section = Section("perturb", "Perturbation", text)
-    with study.journal("perturb") as journal:
-        found = perturb(
-            study.vlm,
-            study.pictures.pictures,
-            prompt=study.prompt,
-            seed=study.seed,
-            journal=journal,
-            processes=study.processes,
-        )
-        own = study.bar(found, "perturbation", 0)
-    rows = sorted(
-        (Perturbed(**row) for row in study.processes.gather([vars(one) for one in own])), key=lambda row: row.number
-    )
-    if not rows:
-        return section
-    lost = word_lost(rows)
-    changed = {
-        name: estimate([float(getattr(r, name) != r.caption) for r in rows], [r.number for r in rows]) for name in lost
-    }
-    both = {"concept no longer said": lost, "caption changed": changed}
-    section.tables.append(
-        Table(
-            "perturb",
-            ("what", "noise on", *INTERVAL),
-            [(what, where, *_cells(e)) for what, of in both.items() for where, e in of.items()],
-        )
-    )
-    head = ("picture", "concept", "neurons", "caption", "noise on the located neurons", "noise on random neurons")
-    section.tables.append(
-        Table(
-            "perturb-captions",
-            head,
-            [(r.label or r.number, r.word, " ".join(r.neurons), r.caption, r.located, r.random) for r in rows],
-        )
-    )
-    path = study.path("perturb.png")
-    if study.processes.main:
-        save(draw_shares(both, "share of concepts", "Noise on five rows"), path)
-        section.figures.append((path, "what noise does"))
-    return section
-
-
-def swaps(study: Study) -> Section:
-    """Tables 6, 7 and 12."""
-    from mmedit.editors import EDITORS
-    from mmedit.hparams import hparams_for
-
-    text = "Each of the commonest concepts swapped for others, from one picture, and what other pictures are called then (Tables 6, 7 and 12)."
-    section = Section("swap", "Swaps", text)
-    if not study.processes.main:
-        return section
-    chosen = study.hparams or hparams_for(study.vlm.name, study.editor)
-    editor = EDITORS[study.editor].from_hparams(chosen, study.vlm)
-    plans = plan_swaps(study.survey, study.pictures.objects)
-    with study.journal("swap", editor=repr(editor)) as journal:
-        found = study.bar(
-            swap(study.vlm, study.pictures.pictures, plans, editor, prompt=study.prompt, journal=journal), "swaps", 0
-        )
-    for kind, edited in (("the edit's own picture", True), ("other pictures", False)):
-        judged = [row for row in found if row.edited is edited and row.right is not None]
-        if judged:
-            e = estimate([float(bool(row.right)) for row in judged], [f"{row.source} {row.target}" for row in judged])
-            section.tables.append(
-                Table(f"swap-{'own' if edited else 'other'}", ("pictures", *INTERVAL), [(kind, *_cells(e))])
-            )
-    head = ("source", "target", "picture", "edit picture", "before", "after", "changed words", "swapped")
-    rows = [
-        (r.source, r.target, r.label or r.number, r.edited, r.before, r.after, _changed(r.before, r.after), r.right)
-        for r in found
-    ]
-    section.tables.append(Table("swap", head, rows))
-    return section
-
-
-def _changed(before: str, after: str) -> str:
-    return " ".join(word for word, differs in changed_words(before, after) if differs)
 
 
 ANALYSES: dict[str, Analysis] = {
