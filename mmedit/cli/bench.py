@@ -195,4 +195,5 @@ def _write(reports: Sequence[EditReport], output: Path) -> None:
     for n in dict.fromkeys(report.info["at_once"] for report in reports):
         page = output / ("report.html" if n == 1 else f"report-{n}-at-once.html")
         shown = [report for report in reports if report.info["at_once"] == n]
-        write_report(page, shown, compared=reports if len(reports) > 1 else (), plot=plot)
+        title = f"{len(shown)} methods side by side" if len(shown) > 3 else None
+        write_report(page, shown, title, compared=reports if len(reports) > 1 else (), plot=plot)
