@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import mmedit
 from mmedit.cases import EditCase
 from mmedit.cli import app
+from mmedit.data.benchmarks import load_cases
 from mmedit.errors import RequestError
 from mmedit.evaluation.answers import Baselines
 from mmedit.evaluation.bench import Outcome, outcomes, report_of, wanted_swaps
@@ -252,6 +253,35 @@ def test_the_command_compares_editors_alone_and_at_once(cases: list[EditCase], t
     page = (out / "report.html").read_text()
     assert "MMNeurons, 2 at once" in page and 'class="plot" src="data:image/png' in page
     assert page.count('name="report"') == (out / "report-2-at-once.html").read_text().count('name="report"') == 2
+
+
+def test_the_command_piles_edits_up(cases: list[EditCase], tmp_path: Path) -> None:
+    """All edits live, one after the other: the curve as JSON, CSV and picture, the patches beside it, the same when run again."""
+    file, out = export_mmedit(cases[:2], tmp_path / "records"), tmp_path / "out"
+    command = ["bench", str(file), "--format", "mmedit", "--sequential", "-o", str(out)]
+    first, again = (CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False) for _ in range(2))
+    told = json.loads(first.stdout)
+    assert first.exit_code == 0 and json.loads(again.stdout) == told
+    assert (told[0]["editor"], told[0]["n_edits"], told[0]["failures"]) == ("MMNeurons", 2, 0)
+    assert [(row["further_edits"], row["edits"]) for row in told[0]["retention"]] == [(0, 2), (1, 1)]
+    assert told[0]["retention"][0]["metrics"]["reliability"]["value"] == 1
+    rows = (out / "MMNeurons-sequential.csv").read_text().splitlines()
+    assert rows[0].startswith("further_edits,metric,value") and {row[0] for row in rows[1:]} == {"0", "1"}
+    assert (out / "MMNeurons-sequential.png").read_bytes().startswith(b"\x89PNG")
+    assert len([*(out / "MMNeurons-sequential-patches").glob("*.safetensors")]) == 2
+    words = CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    assert "0 of 2 could not be made" in words and "after 1 further edits (1 edits, 0 superseded)" in words
+
+
+def test_the_command_writes_a_benchmark_for_others(tmp_path: Path) -> None:
+    """`--export` writes IconWorld's cases in MMEdit's format, which reads back as the same edits, and makes none."""
+    command = ["bench", "iconworld", "--limit", "2", "--export", str(tmp_path / "records")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0 and result.stdout.startswith("2 edits written to")
+    (file,) = (tmp_path / "records").glob("*.json")
+    loaded = load_cases(file, "mmedit")
+    assert not loaded.skipped
+    assert [case.request.target for case in loaded.cases] == [case.request.target for case in iconworld_cases(2)]
 
 
 @pytest.mark.parametrize(
