@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 import mmedit
 from mmedit.analysis.cross_image import cross_image_invariance, shared
@@ -32,7 +33,8 @@ from mmedit.analysis.study import Study
 from mmedit.analysis.survey import Concept, Ranked, Surveyed, survey
 from mmedit.analysis.swap import plan_swaps, swap
 from mmedit.analysis.tokens import token_table
-from mmedit.errors import ModelError, OutputError, RequestError
+from mmedit.cli import app
+from mmedit.errors import MmeditError, ModelError, OutputError, RequestError
 from mmedit.evaluation.journal import Journal
 from mmedit.neuron import Neuron
 from mmedit.processes import Processes
@@ -340,3 +342,34 @@ def test_without_matplotlib_the_command_says_what_to_install(monkeypatch: pytest
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2 and "mmedit-vlm[analysis]" in capfd.readouterr().err
+
+
+def test_the_command_says_what_it_wrote(cat_file: Path, tmp_path: Path) -> None:
+    """One analysis of one's own picture: its table as JSON and as CSV, its figures, the page; in words without --json."""
+    pytest.importorskip("matplotlib")
+    command = ["analyse", "layers", str(cat_file), "-k", "20", "--method", "contribution", "-o", str(tmp_path / "out")]
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).stdout)
+    with (tmp_path / "out" / "layers.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert told["tables"]["layers"]["head"] == head
+    assert [[str(cell) for cell in row] for row in told["tables"]["layers"]["rows"]] == rows
+    largest = max(int(row[1]) for row in rows)
+    counted = sum(int(row[3]) for row in rows if int(row[1]) == largest)
+    assert largest <= counted <= 2 * largest, "a caption with one or two things"
+    words = CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    assert "Layers: layers.csv, layers-contribution.png" in words and told["report"] in words
+    assert "<h1" in Path(told["report"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["layer", "iconworld"], "no such analysis"),
+        (["layers", "iconworld", "--method", "guess"], "no such scorer"),
+        (["layers", "one.txt", "two.txt", "--sbu"], "one list file"),
+        (["sensitivity", "iconworld", "-n", "1", "-k", "5", "--encoder", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_analysed_is_refused(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MmeditError, match=message):
+        CliRunner().invoke(app, ["analyse", *options, "-o", str(tmp_path)], catch_exceptions=False)
