@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmedit.background import Background
 from mmedit.models.vlm import VisionLanguageModel
-from mmedit.neuron import Neuron, Site
+from mmedit.neuron import Neuron, Site, by_site
 from mmedit.patches.patch import Patch
 from mmedit.rewrites import Rewrite
 from mmedit.steps import Leads, Step, leads_of, steps_of
@@ -83,9 +83,7 @@ def least_change(wishes: Sequence[Wish], h: Mapping[Neuron, float]) -> Tensor:
                 [0., 2.]])
     """
     o = torch.stack([wish.o for wish in wishes])
-    places: dict[Site, list[int]] = {}
-    for place, neuron in enumerate(h):
-        places.setdefault(neuron.site, []).append(place)
+    places = by_site([*h])
     weights = torch.tensor([*h.values()], dtype=o.dtype)
     u = {site: torch.stack([wish.directions[site].cpu() for wish in wishes]).to(o.dtype) for site in places}
     gram = o.new_zeros(len(wishes), len(wishes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -16,15 +16,13 @@ from torch import Tensor
 
 from mmedit.concepts import Occurrence
 from mmedit.errors import ModelError, RequestError
-from mmedit.models.product import product
+from mmedit.models.top_tokens import top_tokens
 from mmedit.models.vlm import Generation, VisionLanguageModel
-from mmedit.neuron import Neuron, NeuronRanking, RankedNeuron, Site
+from mmedit.neuron import Neuron, NeuronRanking, RankedNeuron, Site, by_site
 from mmedit.nouns import noun_tokens
 from mmedit.requests import Prompt, as_list
 from mmedit.scorers import Scorer, as_scorer
 from mmedit.sightings import Sighting, sightings, source_sightings
-
-ROWS = 128  # of W_out that are multiplied with all of W_U at a time
 
 
 def locate_word(
@@ -154,11 +152,10 @@ def rank(
     if not words:
         return []
     scores = method.scores(vlm, [sighting for seen in words for sighting in seen])
-    best, start = [], 0
+    sites, best, start = sorted(scores), [], 0
     for seen in words:
-        means = {site: values[start : start + len(seen)].mean(0) for site, values in scores.items()}
+        best.append(_best({site: scores[site][start : start + len(seen)].mean(0) for site in sites}, k))
         start += len(seen)
-        best.append(_best(means, k))
     return _rankings(vlm, words, best, n_tokens, method)
 
 
@@ -196,9 +193,8 @@ def rank_given(
 
 
 def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
-    """The k neurons with the greatest mean score over all sites; of equals the first in the model."""
-    sites = sorted(means)
-    scores = torch.cat([means[site] for site in sites])
+    """The k neurons with the greatest mean score over all sites, which are in order; of equals the first in the model."""
+    scores = torch.cat([*means.values()])
     if not scores.isfinite().all():
         site, wrong = next((site, mean[~mean.isfinite()]) for site, mean in means.items() if not mean.isfinite().all())
         raise ModelError(
@@ -208,12 +204,11 @@ def _best(means: dict[Site, Tensor], k: int) -> list[tuple[Neuron, float]]:
     least = scores.topk(min(k, len(scores))).values[-1]
     places = (scores >= least).nonzero().flatten()  # sorting these alone is far quicker
     values, order = scores[places].sort(descending=True, stable=True)
-    ends = list(accumulate(len(means[site]) for site in sites))
+    sites, starts = [*means], [0, *accumulate(map(len, means.values()))]
     found = []
     for value, place in zip(values[:k].tolist(), places[order[:k]].tolist(), strict=True):
-        number = bisect_right(ends, place)
-        site = sites[number]
-        found.append((Neuron(site.layer, place - (ends[number - 1] if number else 0), site.expert), value))
+        number = bisect_right(starts, place) - 1
+        found.append((Neuron(sites[number].layer, place - starts[number], sites[number].expert), value))
     return found
 
 
@@ -235,49 +230,8 @@ def _rankings(
 
 def _activations(seen: Sequence[Sighting], neurons: Sequence[Neuron]) -> tuple[float, ...]:
     """The mean activation of each neuron over some sightings."""
-    found = [0.0] * len(neurons)
-    for site, places in _by_site(neurons).items():
-        units = [neurons[place].unit for place in places]
-        o = torch.stack([s.activations[site][units] for s in seen]).double().mean(0)
-        for place, value in zip(places, o.tolist(), strict=True):
-            found[place] = value
-    return tuple(found)
-
-
-def _by_site(neurons: Sequence[Neuron]) -> dict[Site, list[int]]:
-    """The sites of some neurons, each with the places that its neurons have among them."""
-    places: dict[Site, list[int]] = {}
-    for place, neuron in enumerate(neurons):
-        places.setdefault(neuron.site, []).append(place)
-    return places
-
-
-def top_tokens(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int = 10) -> list[tuple[str, ...]]:
-    """The tokens that each neuron writes most strongly: the greatest entries of its row of W_out · W_U.
-
-    Args:
-        vlm: the model.
-        neurons: which neurons.
-        n_tokens: how many tokens of each.
-
-    Returns:
-        For each neuron its tokens, strongest first.
-    """
-    if n_tokens == 0:
-        return [() for _ in neurons]
-    vlm.architecture.require_readable(_by_site(neurons))
-    best = [ids for i in range(0, len(neurons), ROWS) for ids in _top_ids(vlm, neurons[i : i + ROWS], n_tokens)]
-    distinct = list({token for ids in best for token in ids})
-    texts = dict(zip(distinct, vlm.tokenizer.batch_decode([[token] for token in distinct]), strict=True))
-    return [tuple(texts[token] for token in ids) for ids in best]
-
-
-def _top_ids(vlm: VisionLanguageModel, neurons: Sequence[Neuron], n_tokens: int) -> list[list[int]]:
-    w_u, sites = vlm.architecture.w_u, _by_site(neurons)
-    rows = [
-        vlm.architecture.w_out(site).rows(torch.tensor([neurons[i].unit for i in at])) for site, at in sites.items()
-    ]
-    with torch.inference_mode():
-        best = product(torch.cat(rows), w_u).topk(min(n_tokens, len(w_u))).indices.tolist()
-    found = dict(zip((place for at in sites.values() for place in at), best, strict=True))
-    return [found[place] for place in range(len(neurons))]
+    sites = by_site(neurons)
+    units = {site: [neurons[place].unit for place in places] for site, places in sites.items()}
+    o = torch.stack([torch.cat([s.activations[site][at].cpu() for site, at in units.items()]) for s in seen])
+    means = dict(zip(chain(*sites.values()), o.double().mean(0).tolist(), strict=True))
+    return tuple(means[place] for place in range(len(neurons)))

@@ -103,6 +103,14 @@ class Neuron:
         return cls(int(layer), int(unit), "shared" if shared else None if expert is None else int(expert))
 
 
+def by_site(neurons: Sequence[Neuron]) -> dict[Site, list[int]]:
+    """The sites of some neurons, each with the places that its neurons have among them."""
+    places: dict[tuple[int, Expert], list[int]] = {}
+    for place, neuron in enumerate(neurons):
+        places.setdefault((neuron.layer, neuron.expert), []).append(place)
+    return {Site(*at): found for at, found in places.items()}
+
+
 class RankedNeuron(NamedTuple):
     """One line of a ranking."""
 

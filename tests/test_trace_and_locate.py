@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from torch import nn
 
 import mmedit
 from mmedit.errors import RequestError
+from mmedit.locate import rank
+from mmedit.models import top_tokens
 from mmedit.models.readout import linear_norm
+from mmedit.neuron import Neuron
 from mmedit.nouns import find_nouns
 from mmedit.scorers.contribution import Contribution, contribution
 from mmedit.sightings import sightings, source_sightings
@@ -172,6 +176,41 @@ def test_top_tokens_are_the_greatest_entries_of_the_projected_row(
     (neuron, _, tokens), *_ = mmedit.locate_word(vlm, request_of_cat.images, "cat", k=1, n_tokens=7)
     row = vlm.architecture.w_out(neuron.site).matrix[neuron.unit] @ vlm.architecture.w_u.T
     assert list(tokens) == [vlm.tokenizer.decode([t]) for t in row.topk(7).indices]
+
+
+def test_the_tokens_of_many_neurons_are_those_of_each(
+    vlm: mmedit.VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neurons = [Neuron(layer, unit) for layer, unit in ((5, 3), (0, 7), (2, 1), (0, 2), (5, 0))]
+    alone = [top_tokens.top_tokens(vlm, [neuron], 4)[0] for neuron in neurons]
+    assert top_tokens.top_tokens(vlm, neurons, 4) == alone and len(set(alone)) == 5
+    monkeypatch.setattr(top_tokens, "ROWS", 2)
+    monkeypatch.setattr(top_tokens, "VALUES", 1)  # two at a time
+    assert top_tokens.top_tokens(vlm, neurons, 4) == alone
+    assert top_tokens.top_tokens(vlm, [], 4) == [] and top_tokens.top_tokens(vlm, neurons[:2], 0) == [(), ()]
+
+
+def test_a_ranking_has_the_activations_where_the_word_is_said(
+    vlm: mmedit.VisionLanguageModel, pictures: Pictures
+) -> None:
+    images = [picture for picture, caption, _ in pictures if " tree " in caption][:3]
+    seen = source_sightings(vlm, images, "tree")
+    (ranking,) = rank(vlm, [seen], k=60)
+    assert len(seen) > 1
+    for (neuron, _, _), o in zip(ranking, ranking.activations, strict=True):
+        assert o == pytest.approx(
+            sum(float(s.activations[neuron.site][neuron.unit]) for s in seen) / len(seen), abs=1e-6
+        )
+
+
+def test_a_word_said_again_is_ranked_as_it_is_alone(vlm: mmedit.VisionLanguageModel, pictures: Pictures) -> None:
+    _, _, things = pictures[1]
+    seen = source_sightings(vlm, pictures[1][0], things[0].noun)[0]
+    other = replace(seen, occurrence=replace(seen.occurrence, token_id=seen.occurrence.token_id - 1))
+    words = [[other], [seen], [other], [seen]]
+    alone = [rank(vlm, [word], k=20)[0] for word in words]
+    assert [r.neurons for r in rank(vlm, words, k=20)] == [r.neurons for r in alone]
+    assert alone[0].neurons != alone[1].neurons
 
 
 def test_layers_choose_where_to_look(vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest) -> None:

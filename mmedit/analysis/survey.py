@@ -12,7 +12,8 @@ from typing import Any
 from mmedit.concepts import Occurrence
 from mmedit.data.pictured import Pictured
 from mmedit.evaluation.journal import Journal
-from mmedit.locate import rank, top_tokens
+from mmedit.locate import rank
+from mmedit.models.top_tokens import top_tokens
 from mmedit.models.vlm import Generation, VisionLanguageModel
 from mmedit.neuron import Neuron, NeuronRanking
 from mmedit.nouns import noun_tokens

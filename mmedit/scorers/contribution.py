@@ -32,18 +32,17 @@ class Contribution(Scorer):
 
     def scores(self, vlm: VisionLanguageModel, seen: Sequence[Sighting]) -> dict[Site, Tensor]:
         architecture, scores = vlm.architecture, {}
-        columns = architecture.w_u[[s.occurrence.token_id for s in seen]].float()
         with torch.inference_mode():
+            columns, words = _distinct(architecture.w_u[[s.occurrence.token_id for s in seen]].float())
             for site in seen[0].activations:
                 o = torch.stack([s.activations[site] for s in seen])
-                if not o.any():  # an expert that no sighting went to
+                if isinstance(site.expert, int) and not o.any():  # an expert that no sighting went to
                     scores[site] = torch.zeros(o.shape)
                     continue
                 matrix = architecture.w_out(site).matrix
-                directions = torch.stack(
-                    [s.directions.get(site, column) for s, column in zip(seen, columns, strict=True)]
-                )
-                scores[site] = contribution(o.to(matrix.device), matrix, directions.to(matrix.device)).cpu()
+                folded = [s.directions[site] for s in seen if s.directions]
+                directions, which = _distinct(torch.stack(folded)) if folded else (columns, words)
+                scores[site] = _products(o, matrix, directions, which).cpu()
         return scores
 
     def label(self, architecture: Architecture, sighting: Sighting) -> str:
@@ -66,6 +65,16 @@ def contribution(o: Tensor, w_out: Tensor, directions: Tensor) -> Tensor:
         >>> contribution(torch.tensor([[2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 5.0]]))
         tensor([[6.]])
     """
-    distinct, which = torch.unique(directions, dim=0, return_inverse=True)
-    scores: Tensor = o.float() * product(distinct, w_out)[which]
+    return _products(o, w_out, *_distinct(directions))
+
+
+def _products(o: Tensor, w_out: Tensor, directions: Tensor, which: Tensor) -> Tensor:
+    """Contribution scores, where each activation vector says by a number which direction is its own."""
+    scores: Tensor = o.to(w_out.device).float() * product(directions, w_out)[which.to(w_out.device)]
     return scores
+
+
+def _distinct(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Each direction once, in order, and which one every row was: a word that is said often is multiplied once."""
+    distinct, which = torch.unique(directions, dim=0, return_inverse=True)
+    return distinct, which

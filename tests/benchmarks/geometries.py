@@ -74,7 +74,9 @@ def words(n: int) -> Callable[[int, Generation], list[Occurrence]]:
     return lambda number, said: [Occurrence("word", 0, i, said.ids[i], 1) for i in range(1, 2 * n, 2)]
 
 
-def locate(vlm: mmedit.VisionLanguageModel, images: Any, batch_size: int = 8, n: int = 3) -> list[mmedit.NeuronRanking]:
+def locate(
+    vlm: mmedit.VisionLanguageModel, images: Any, batch_size: int = 8, n: int = 3, n_tokens: int = 10
+) -> list[mmedit.NeuronRanking]:
     """Rank neurons for all nouns of each caption; where weights are random, for n tokens after a search for nouns in vain."""
     if vlm.name.startswith("LLaVA, "):
 
@@ -82,5 +84,6 @@ def locate(vlm: mmedit.VisionLanguageModel, images: Any, batch_size: int = 8, n:
             noun_tokens(said.ids, vlm.tokenizer)
             return words(n)(number, said)
 
-        return rank(vlm, [[seen] for seen in sightings(vlm, images, choose, batch_size=batch_size)])
-    return [ranking for found in mmedit.locate_nouns(vlm, images, batch_size=batch_size) for ranking in found]
+        return rank(vlm, [[seen] for seen in sightings(vlm, images, choose, batch_size=batch_size)], n_tokens=n_tokens)
+    rankings = mmedit.locate_nouns(vlm, images, batch_size=batch_size, n_tokens=n_tokens)
+    return [ranking for found in rankings for ranking in found]

@@ -7,7 +7,8 @@ cache, which says how much of the first is the cache's. At least 8 times faster,
 half precision, so they should find the same best neurons: how many of the five they share is in the detail.
 
 The limit is generation (`locating.py`); without the cache it grows with the caption's length, and so does the ratio. With
-iconworld-llava, which says six tokens and spends its time on calls rather than arithmetic, it is 1.8, all of it the cache's.
+iconworld-llava, which says six tokens and spends its time on calls rather than arithmetic, it is 1.7, all of it the cache's; on `small`, with
+twelve tokens, 4.3 to 5.3 (33 s against 6 to 8 s, of which the picture's own positions take most).
 """
 
 from __future__ import annotations
