@@ -26,6 +26,7 @@ import mmedit
 from mmedit.errors import BaseMismatchError, ModelError, PatchError, RequestError
 from mmedit.models.architecture import Architecture, WOut, architecture_of
 from mmedit.patches import base_rows
+from mmedit.patches.entries import Entries
 from mmedit.patches.interrupts import uninterrupted
 from mmedit.patches.live import stack_of
 from mmedit.testbed.checkpoint import build_llava
@@ -212,7 +213,11 @@ def test_a_push_costs_what_it_moves(untrained: Model, monkeypatch: pytest.Monkey
         seen.append((site, len(units), len(base), {entry.patch.name for entry in entries}))
         return edited(site, units, base, entries)
 
+    def all_names(self: Entries) -> Iterator[str]:
+        raise AssertionError("what is live is looked through")
+
     monkeypatch.setattr(base_rows, "edited_rows", watched)
+    monkeypatch.setattr(Entries, "__iter__", all_names)
     live.push(alone)
     live.pop(alone.name)
     live.push(overlapping)
@@ -224,7 +229,29 @@ def test_a_push_costs_what_it_moves(untrained: Model, monkeypatch: pytest.Monkey
         (mmedit.Site(3), 4, 4, set()),
         (mmedit.Site(0), 1, 1, {*touching, overlapping.name}),
     ]
+    with alone.applied(untrained, 2.0):
+        pass
+    alone.apply(untrained)
+    live.scale(live.name_of(alone), 0.5)
+    alone.revert(untrained)
+    monkeypatch.undo()
     live.clear()
+
+
+def test_a_patch_is_found_under_its_first_name(untrained: Model) -> None:
+    patch, live = random_patch(untrained, 0), stack_of(untrained)
+    with pytest.raises(PatchError, match="not live"):
+        live.name_of(patch)
+    for name in "abc":
+        live.push(patch, name)
+    live.scale("a", 0.5)
+    for name in "abc":
+        assert live.name_of(dataclasses.replace(patch, edits=())) == name
+        patch.revert(untrained)
+    with pytest.raises(PatchError, match="not live"):
+        patch.revert(untrained)
+    patch.apply(untrained)  # under its own name, which it may have again
+    patch.revert(untrained)
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
@@ -308,7 +335,7 @@ WITH_BLOCKS: dict[str, Callable[[Model, mmedit.Patch], Any]] = {
 @pytest.mark.parametrize("kind", WITH_BLOCKS)
 def test_ctrl_c_at_every_line_of_a_with_block(untrained: Model, untraced: None, kind: str) -> None:
     """Wherever one Ctrl-C lands, going in or out, in the end the patches are out and the rows as they were."""
-    files = ("live.py", "base_rows.py", "rows.py", "interrupts.py", "contextlib.py")
+    files = ("live.py", "base_rows.py", "rows.py", "entries.py", "interrupts.py", "contextlib.py")
     patch, before, live = random_patch(untrained, 0, layers=(3,)), matrices(untrained), stack_of(untrained)
     at, interrupted = 1, 0
     while True:

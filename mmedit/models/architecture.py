@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import Tensor, nn
 
 from mmedit.errors import ModelError, RequestError
-from mmedit.models.editable import obstacle
+from mmedit.models.editable import Walk, obstacle
 from mmedit.models.readout import Head, Route
 from mmedit.models.search import find_final_norm, find_layers, find_unembedding, find_w_outs
 from mmedit.models.vocabulary import n_words
@@ -192,14 +192,19 @@ class Architecture:
         Raises:
             ModelError: if the weight is quantised, offloaded, or compiled with freezing.
         """
-        w_out = self.w_out(site)
-        found = obstacle(w_out.weight, w_out.module, w_out.path, self.seen_as)
-        if found:
-            raise ModelError(
-                f"the W_out of {site} is {found[0]} and cannot be edited in place", where=w_out.name,
-                expected="float32, bfloat16 or float16 on a device", do=found[1],
-            )  # fmt: skip
-        return w_out
+        return self.all_editable([site])[0]
+
+    def all_editable(self, sites: Iterable[Site]) -> list[WOut]:
+        """As `require_editable`, for several sites, in about the time of one."""
+        w_outs, walks = [self.w_out(site) for site in sites], [Walk(model) for model in self.seen_as]
+        for w_out in w_outs:
+            found = obstacle(w_out.weight, w_out.module, w_out.path, walks)
+            if found:
+                raise ModelError(
+                    f"the W_out of {w_out.site} is {found[0]} and cannot be edited in place", where=w_out.name,
+                    expected="float32, bfloat16 or float16 on a device", do=found[1],
+                )  # fmt: skip
+        return w_outs
 
 
 def _image_token_id(config: Any) -> int | None:

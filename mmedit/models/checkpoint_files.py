@@ -6,13 +6,14 @@ Nothing outside the folder is ever opened, nothing is unpickled, and only the nu
 from __future__ import annotations
 
 import json
+import mmap as mmap_module
 import os
 import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from mmap import ACCESS_READ, mmap
+from mmap import ALLOCATIONGRANULARITY, MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ CHECKPOINTS = Path(__file__).parent.parent / "testbed" / "checkpoints"  # shippe
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What transformers looks for, in its order."""
 OTHER_FORMATS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz"}
+POPULATE = getattr(mmap_module, "MAP_POPULATE", 0)  # Linux: all pages at once, not one fault for each few
 MAX_NAME = 128  # characters of a shard's name; file systems hold 255 bytes
 NOT_THE_MODEL = {".git", ".cache"}  # version control and download notes
 DTYPES = {
@@ -71,24 +73,27 @@ class Stored:
         assert self.offset is not None, "in a .bin, tensors lie in pieces of their own"
         return self.offset, self.offset + self.n_rows * self.n_columns * self.dtype.itemsize
 
-    def read(self, rows: slice, columns: slice | None = None) -> Tensor:
-        """A rectangle of the matrix, copied; a slice has a start and a stop.
+    def read(self, rows: slice, columns: slice | Tensor | None = None) -> Tensor:
+        """Some rows of the matrix, or of these some columns, which may be numbers `[k]`; copied. A slice has a start and a stop.
 
         Raises:
             ModelError: if the file cannot be read or has become shorter.
         """
-        columns = columns or slice(0, self.n_columns)
+        chosen = slice(None) if columns is None else columns
         if self.offset is None:
-            return load_bin(self.file)[self.name].reshape(self.n_rows, self.n_columns)[rows, columns].clone()
+            return load_bin(self.file)[self.name].reshape(self.n_rows, self.n_columns)[rows, chosen].clone()
+        n_rows, size = rows.stop - rows.start, self.n_columns * self.dtype.itemsize
+        first = self.offset + rows.start * size
+        skipped = first % ALLOCATIONGRANULARITY
         try:
-            with self.file.open("rb") as file:
-                mapped = mmap(file.fileno(), 0, access=ACCESS_READ)  # unmapped when the last view of it goes
-            size = self.dtype.itemsize
-            numbers = np.frombuffer(mapped, np.uint8, self.n_rows * self.n_columns * size, self.offset)
+            with self.file.open("rb") as file:  # unmapped when the last view of it goes
+                mapped = mmap(file.fileno(), skipped + n_rows * size, MAP_SHARED | POPULATE, PROT_READ, offset=first - skipped)  # fmt: skip
+            numbers = np.frombuffer(mapped, np.uint8, n_rows * size, skipped)
         except (OSError, ValueError) as error:  # a file that has become too short is a ValueError
             _cannot_read(self.file, error)
-        every = numbers.reshape(self.n_rows, self.n_columns * size)
-        return torch.from_numpy(every[rows, columns.start * size : columns.stop * size].copy()).view(self.dtype)
+        every = numbers.view(f"u{self.dtype.itemsize}").reshape(n_rows, self.n_columns)  # of any type: only moved
+        part = every.take(columns.numpy(), axis=1) if isinstance(columns, Tensor) else every[:, columns or slice(None)].copy()  # fmt: skip
+        return torch.from_numpy(part.view(np.uint8)).view(self.dtype)
 
     def write(self, rows: slice, block: Tensor) -> None:
         """Overwrite whole rows of the matrix in the file."""

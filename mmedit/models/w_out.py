@@ -142,16 +142,20 @@ class WOut:
 
     def _places(self, units: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """A view of the weight, and where in it rows are."""
-        stacked = self._stacked
-        units = units.to(stacked.device)
         if self.fused is None:
-            return stacked[0], (units,)
+            own = self._own
+            return own, (units.to(own.device),)
+        stacked = self.fused.stacked(self.expert)
+        units = units.to(stacked.device)
         return stacked, (units // stacked.shape[1], units % stacked.shape[1])
+
+    @property
+    def _own(self) -> Tensor:
+        """A view of a weight of its own, as `[d_ffn, d_model]`."""
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
+        return weight if isinstance(self.module, Conv1D) else weight.T
 
     @property
     def _stacked(self) -> Tensor:
         """A view of the weight as `[experts, d_ffn, d_model]`; the first size is 1 but where shared experts count as one."""
-        if self.fused:
-            return self.fused.stacked(self.expert)
-        weight = self.weight.detach()
-        return (weight if isinstance(self.module, Conv1D) else weight.T)[None]
+        return self.fused.stacked(self.expert) if self.fused else self._own[None]

@@ -20,11 +20,11 @@ from mmedit.errors import ModelError, OutputError, PatchError, RequestError
 from mmedit.models.checkpoint_files import stored_tensors
 from mmedit.neuron import Site
 from mmedit.patches.bin_files import rewrite_bin, rewrite_index, safetensors_name
-from mmedit.patches.checkpoint import Checkpoint, StoredWOut, open_checkpoint, spans
+from mmedit.patches.checkpoint import Checkpoint, StoredWOut, open_checkpoint
 from mmedit.patches.new_folder import check_free, new_folder
 from mmedit.patches.patch import Patch
 from mmedit.patches.placing import Link, place
-from mmedit.patches.rows import Entry, check_model, check_rows, edited_rows, units_of
+from mmedit.patches.rows import BLOCK, Entry, check_model, check_rows, edited_rows, units_of
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def _changes(checkpoint: Checkpoint, entries: Sequence[Entry]) -> list[Change]:
     for entry in entries:
         check_model(entry.patch, checkpoint.architecture)
         for site in entry.patch.sites:
-            w_out, parts = checkpoint.w_out(site), spans(entry.patch.units(site))
-            check_rows(entry.patch, site, (w_out.read(span)[places] for span, places in parts))
+            w_out, units = checkpoint.w_out(site), entry.patch.units(site)
+            check_rows(entry.patch, site, map(w_out.rows, torch.split(units, BLOCK)))
     changes = [Change(s, checkpoint.w_out(s), torch.tensor(units)) for s, units in units_of(entries).items()]
     names = [change.w_out.stored.name for change in changes]
     twice = {name for name in names if names.count(name) > 1}
@@ -152,17 +152,17 @@ def _edit(file: Path, change: Change, entries: Sequence[Entry]) -> None:
     """Write an edited W_out over its copy in a file, and read the edited rows back."""
     source, units = change.w_out, change.units
     target = StoredWOut(stored_tensors(file)[source.stored.name], source.by_unit)
-    rows = torch.cat([_edited(change, span, places, entries) for span, places in spans(units)])
+    rows = torch.cat([_edited(change, part, entries) for part in torch.split(units, BLOCK)])
     source.write_to(target.stored, units, rows)
-    read = torch.cat([target.read(span)[places] for span, places in spans(units)])
+    read = torch.cat([target.rows(part) for part in torch.split(units, BLOCK)])
     if not torch.equal(_bits(read), _bits(rows)):
         raise OutputError("what was written does not read back", where=file, got=f"other rows of {change.site}", do="check the disk")  # fmt: skip
 
 
-def _edited(change: Change, span: slice, places: Tensor, entries: Sequence[Entry]) -> Tensor:
-    """The edited rows of some units of one block, which are counted from where the span begins."""
+def _edited(change: Change, units: Tensor, entries: Sequence[Entry]) -> Tensor:
+    """The edited rows of some units."""
     stored = change.w_out.stored
-    rows = edited_rows(change.site, places + span.start, change.w_out.read(span)[places], entries)
+    rows = edited_rows(change.site, units, change.w_out.rows(units), entries)
     if not bool(torch.isfinite(rows).all()):
         raise PatchError("the edited rows are too large for the file's type", where=f"{change.site}, {stored.name}", got=stored.dtype, do="choose smaller scales, or bake a float32 checkpoint")  # fmt: skip
     return rows

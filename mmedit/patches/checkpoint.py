@@ -50,6 +50,12 @@ class StoredWOut:
             return self.stored.read(units)
         return self.stored.read(slice(0, self.stored.n_rows), units).T
 
+    def rows(self, units: Tensor) -> Tensor:
+        """The rows `[k, d_model]` of some units, sorted `[k]`; copied, in the file's type."""
+        if self.by_unit:
+            return torch.cat([self.stored.read(span)[places] for span, places in spans(units)])
+        return self.stored.read(slice(0, self.stored.n_rows), units).T
+
     def write_to(self, target: Stored, units: Tensor, rows: Tensor) -> None:
         """Write this W_out, with other rows for some units, over that of another file; a stretch at a time."""
         for part in self.stored.stretches(STRETCH):

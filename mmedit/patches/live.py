@@ -9,7 +9,7 @@ there, and Ctrl-C is held back until it is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from mmedit.errors import PatchError, RequestError
 from mmedit.models.architecture import Architecture, architecture_of, bare_model
 from mmedit.neuron import Site
 from mmedit.patches.base_rows import BaseRows
+from mmedit.patches.entries import Entries
 from mmedit.patches.interrupts import uninterrupted
 from mmedit.patches.patch import Patch
 from mmedit.patches.rows import Entry, check_model, check_rows
@@ -52,7 +53,7 @@ class Stack:
 
     def __init__(self, architecture: Architecture) -> None:
         self._architecture, self._base = architecture, BaseRows(architecture)
-        self._entries: dict[str, Entry] = {}
+        self._entries = Entries()
 
     @classmethod
     def of(cls, vlm: Any) -> Stack:
@@ -93,7 +94,7 @@ class Stack:
             ModelError: if the weights are quantised, offloaded, or compiled with freezing.
         """
         name, entry = self._admit(patch, name, scale, self._entries)
-        self._become({**self._entries, name: entry})
+        self._become({name: entry})
         return name
 
     def pop(self, name: str) -> Patch:
@@ -103,7 +104,7 @@ class Stack:
             PatchError: if no patch of this name is live.
         """
         patch = self._entry(name).patch
-        self._become({other: entry for other, entry in self._entries.items() if other != name})
+        self._become({name: None})
         return patch
 
     def scale(self, name: str, scale: float) -> None:
@@ -113,11 +114,11 @@ class Stack:
             PatchError: if no patch of this name is live.
             RequestError: if the scale is not a finite number.
         """
-        self._become({**self._entries, name: _entry(self._entry(name).patch, scale)})
+        self._become({name: _entry(self._entry(name).patch, scale)})
 
     def clear(self) -> None:
         """Take every patch out."""
-        self._become({})
+        self._become(dict.fromkeys(self._entries))
 
     def name_of(self, patch: Patch) -> str:
         """The name under which a patch is live.
@@ -125,22 +126,17 @@ class Stack:
         Raises:
             PatchError: if it is not.
         """
-        for name, entry in self._entries.items():
-            if entry.patch.digest == patch.digest:
-                return name
-        raise PatchError("this patch is not live on this model", got=patch.name, expected=f"one of {list(self.names)}")
-
-    def free_name(self, patch: Patch, taken: Container[str] | None = None) -> str:
-        """The patch's name, with a number where it is taken."""
-        taken = self._entries if taken is None else taken
-        names = (patch.name if n == 1 else f"{patch.name} ({n})" for n in count(1))
-        return next(name for name in names if name not in taken)
+        name = self._entries.name_of(patch)
+        if name is None:
+            raise PatchError(
+                "this patch is not live on this model", got=patch.name, expected=f"one of {list(self.names)}"
+            )
+        return name
 
     def check(self, patch: Patch) -> None:
         """Raise what `push` would raise, unless the model's unpatched rows are those that the patch was made on."""
-        check_model(patch, self._architecture)
+        self._check_weights(patch)
         for site in patch.sites:
-            self._architecture.require_editable(site)
             check_rows(patch, site, [self.base_rows(site, patch.units(site))])
 
     def base_rows(self, site: Site, units: Tensor) -> Tensor:
@@ -152,31 +148,36 @@ class Stack:
             raise PatchError("no such live patch", got=name, expected=f"one of {list(self.names)}")
         return self._entries[name]
 
-    def _admit(self, patch: Patch, name: str | None, scale: float, taken: Mapping[str, Entry]) -> tuple[str, Entry]:
-        """The name and the entry of a patch beside others; raises what `push` raises."""
-        if name is None and any(entry.patch.digest == patch.digest for entry in taken.values()):
+    def _check_weights(self, patch: Patch) -> None:
+        """Raise what `push` would raise, whatever the model's rows are."""
+        check_model(patch, self._architecture)
+        self._architecture.all_editable(patch.sites)
+
+    def _admit(self, patch: Patch, name: str | None, scale: float, taken: Entries) -> tuple[str, Entry]:
+        """The name and the entry of a patch beside others; raises what `push` raises, but for rows that are not its base."""
+        if name is None and taken.name_of(patch) is not None:
             raise PatchError(
                 "this patch is live already", got=patch.name, do="revert it first, or push it under another name"
             )
         if name in taken:
             raise PatchError("a patch of this name is live already", got=name, do="choose another name")
-        self.check(patch)
-        return self.free_name(patch, taken) if name is None else name, _entry(patch, scale)
+        self._check_weights(patch)
+        return _free_name(patch, taken) if name is None else name, _entry(patch, scale)
 
-    def _become(self, entries: dict[str, Entry]) -> None:
-        """Make the model have these patches, or, if anything goes wrong on the way, leave it as it is."""
+    def _become(self, changes: Mapping[str, Entry | None]) -> None:
+        """Have other entries live under some names, None for none, or, if anything goes wrong on the way, leave all as it is."""
+        steps = self._base.steps(self._entries, changes)
         with uninterrupted(), torch.no_grad():
-            steps = self._base.steps(self._entries, entries)
             try:
                 for step in steps:
-                    step.w_out.write(step.units, step.after)
+                    step.do()
             except BaseException:
                 for step in steps:
-                    step.w_out.write(step.units, step.before)
+                    step.undo()
                 raise
-            self._entries = entries
+            self._entries.update(changes)
             for step in steps:
-                self._base.remember(step)
+                step.remember()
 
 
 _stacks: WeakKeyDictionary[nn.Module, Stack] = WeakKeyDictionary()
@@ -224,10 +225,10 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
     live, chosen = Stack.of(vlm), list(patches)
     if scales is not None and len(scales) != len(chosen):
         raise RequestError("one scale for each patch", got=f"{len(scales)} scales, {len(chosen)} patches")
-    entries, ours = dict(live._entries), {}
+    taken, ours = Entries(live._entries), {}
     for patch, scale in zip(chosen, scales or [1.0] * len(chosen), strict=True):
-        name, entry = live._admit(patch, None, scale, entries)
-        entries[name] = ours[name] = entry
+        name, ours[name] = live._admit(patch, None, scale, taken)
+        taken.update({name: ours[name]})
     yield from _while_live(live, ours, live)
 
 
@@ -235,7 +236,7 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
 def applied(vlm: Any, patch: Patch, scale: float = 1.0) -> Iterator[Any]:
     """Have one patch live for the length of a `with` block; see `Patch.applied`."""
     live = Stack.of(vlm)
-    name, entry = live._admit(patch, live.free_name(patch), scale, live._entries)
+    name, entry = live._admit(patch, _free_name(patch, live._entries), scale, live._entries)
     yield from _while_live(live, {name: entry}, vlm)
 
 
@@ -243,7 +244,7 @@ def _while_live(live: Stack, ours: Mapping[str, Entry], given: T) -> Iterator[T]
     """The body of a context manager that has some entries live, gives a value, and takes them out on any exit."""
     try:
         try:
-            live._become({**live._entries, **ours})
+            live._become(ours)
             yield given
         finally:
             _take_out(live, ours)
@@ -254,10 +255,16 @@ def _while_live(live: Stack, ours: Mapping[str, Entry], given: T) -> Iterator[T]
 def _take_out(live: Stack, ours: Mapping[str, Entry]) -> None:
     """Pop those of some patches that are still live, whatever their scale is by now."""
     with uninterrupted():
-        live._become({n: e for n, e in live._entries.items() if n not in ours or ours[n].patch is not e.patch})
+        live._become({n: None for n, e in ours.items() if n in live._entries and live._entries[n].patch is e.patch})
 
 
 def _entry(patch: Patch, scale: float) -> Entry:
     if not math.isfinite(scale):
         raise RequestError("the scale of a patch is a finite number", where=patch.name, got=scale)
     return Entry(patch, scale)
+
+
+def _free_name(patch: Patch, taken: Entries) -> str:
+    """The patch's name, with a number where it is taken."""
+    names = (patch.name if n == 1 else f"{patch.name} ({n})" for n in count(1))
+    return next(name for name in names if name not in taken)

@@ -90,14 +90,19 @@ class Patch:
     def __repr__(self) -> str:
         return f"Patch({self.name}, {len(self.neurons)} neurons, on {self.base.model})"
 
-    @property
+    @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The sites that the patch edits, in order."""
         return tuple(sorted((*self.deltas, *self.low_rank)))
 
+    def edits_site(self, site: Site) -> bool:
+        """Whether the patch edits rows there."""
+        return site in self.deltas or site in self.low_rank
+
     def units(self, site: Site) -> Tensor:
         """The units that the patch edits at a site, sorted int64 `[k]`; all of them where the edit is low-rank."""
-        return self.deltas[site][0] if site in self.deltas else torch.arange(len(self.low_rank[site][0]))
+        delta = self.deltas.get(site)
+        return torch.arange(len(self.low_rank[site][0])) if delta is None else delta[0]
 
     def rows(self, site: Site) -> Tensor:
         """The rows to add at a site, float32 `[k, d_model]`, one for each of `units(site)`."""

@@ -56,7 +56,9 @@ def check_model(patch: Patch, architecture: Architecture) -> None:
             do="load the model that the patch names",
         )
     for site in patch.sites:
-        architecture.check(Neuron(site.layer, int(patch.units(site)[-1]), site.expert))
+        last = int(patch.units(site)[-1])
+        if last >= architecture.w_out(site).d_ffn:
+            architecture.check(Neuron(site.layer, last, site.expert))
 
 
 def check_rows(patch: Patch, site: Site, pieces: Iterable[Tensor]) -> None:
@@ -77,15 +79,13 @@ def check_rows(patch: Patch, site: Site, pieces: Iterable[Tensor]) -> None:
         if digest.hexdigest() != patch.base_digests[site]:
             _refuse(patch, str(site), "a W_out of another digest")
         return
-    start = 0
+    every, start = patch.base_rows[site], 0
     for rows in pieces:
-        units = patch.units(site)[start : start + len(rows)]
-        base = patch.base_rows[site][start : start + len(rows)]
-        same = (base.to(rows.dtype) == rows).all(1) | (rows.to(base.dtype) == base).all(1)
-        if not bool(same.all()):
+        base = every if rows.shape == every.shape else every[start : start + len(rows)]
+        if not _same(base, rows):
             off = (base.float() - rows.float()).abs().amax(1)
             worst = int(off.argmax())
-            neuron = Neuron(site.layer, int(units[worst]), site.expert)
+            neuron = Neuron(site.layer, int(patch.units(site)[start + worst]), site.expert)
             _refuse(patch, str(neuron), f"a W_out row that is off by up to {float(off[worst]):.3g}")
         start += len(rows)
 
@@ -110,17 +110,28 @@ def edited_rows(site: Site, units: Tensor, base: Tensor, entries: Iterable[Entry
         tensor([[0.0000, 0.0000],
                 [0.5000, 0.5000]])
     """
+    ours = sorted((e for e in entries if e.patch.edits_site(site)), key=lambda e: (e.patch.digest, e.scale))
+    parts = [(entry.scale, *_delta(entry.patch, site, units)) for entry in ours]
+    if all(places is None for _, places, _ in parts):
+        total = sum(rows if scale == 1 else scale * rows for scale, _, rows in parts)  # from 0, so never −0.0
+        return (base.float() + total).to(base.dtype) if parts else base
     total, touched = torch.zeros(base.shape), torch.zeros(len(units), dtype=torch.bool)
-    for entry in sorted(entries, key=lambda e: (e.patch.digest, e.scale)):
-        if site in entry.patch.sites:
-            places, rows = _delta(entry.patch, site, units)
-            total[places] += entry.scale * rows
-            touched[places] = True
+    for scale, some, rows in parts:
+        places = slice(None) if some is None else some
+        total[places] += scale * rows
+        touched[places] = True
     return torch.where(touched[:, None], (base.float() + total).to(base.dtype), base)
 
 
-def _delta(patch: Patch, site: Site, units: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in `units` that the patch edits, and the rows it adds there."""
+def _same(base: Tensor, rows: Tensor) -> bool:
+    """Whether rows are equal in whichever of their two types holds fewer numbers."""
+    if base.dtype == rows.dtype:
+        return torch.equal(base, rows)
+    return bool(((base.to(rows.dtype) == rows).all(1) | (rows.to(base.dtype) == base).all(1)).all())
+
+
+def _delta(patch: Patch, site: Site, units: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Places in `units` that the patch edits, None for all of them, and the rows it adds there."""
     if site in patch.low_rank:
         left, right = patch.low_rank[site]
         blocks = units // BLOCK
@@ -128,8 +139,10 @@ def _delta(patch: Patch, site: Site, units: Tensor) -> tuple[Tensor, Tensor]:
             (left[b * BLOCK : (b + 1) * BLOCK] @ right)[units[blocks == b] - b * BLOCK]
             for b in sorted(set(blocks.tolist()))
         ]
-        return torch.arange(len(units)), torch.cat(products)
+        return None, torch.cat(products)
     edited, rows = patch.deltas[site]
+    if torch.equal(edited, units):
+        return None, rows
     ours = torch.isin(edited, units)
     return torch.searchsorted(units, edited[ours]), rows[ours]
 

@@ -2,8 +2,9 @@
 
 The figure is the exponent of the growth over the last factor of four, where what is paid once no longer counts: 1 is linear, 0 not at
 all. At most 1.1, of which 0.1 is for the clock. `--plot FILE` draws all points with a line of linear growth. Patches are pushed one by one,
-and popped; that is at 1.2, because each push looks through the names of all that is live, and because the patches, of five neurons out
-of 2560, come to share rows.
+and popped. Where each has neurons of its own, a push costs the same however many are live. The other row has five random neurons of 2560
+for each: of 1000 of them two touch a row on average, and their sum is taken anew at each push and pop. This work grows with them, so
+that this row is above the limit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from timing import Row, at_most, in_turn, show
 
 import mmedit
 from mmedit.locate import rank
+from mmedit.patches.base import Base
 from mmedit.sightings import sightings
 from mmedit.testbed import benchmark_pictures
 
@@ -30,6 +32,7 @@ SIZES = {
     "nouns": (1, 2, 4, 8, 16, 32),
     "pictures": (1, 4, 16, 64, 256),
     "patches": (1, 4, 16, 63, 250, 1000),
+    "patches that share rows": (1, 4, 16, 63, 250, 1000),
     "layers": (1, 2, 4, 6),
 }
 Way = Callable[[int], object]
@@ -39,9 +42,10 @@ def ways_of(vlm: mmedit.VisionLanguageModel, largest: dict[str, int]) -> dict[st
     """What grows, as functions of how many there are."""
     pictures = [picture for picture, _, _ in benchmark_pictures(max(largest["pictures"], 2))]
     seen = [[sighting] for sighting in sightings(vlm, pictures[:16], words(2))][: largest["nouns"]]
-    patches = [patch_of(vlm, seed) for seed in range(largest["patches"])]
+    apart = [patch_apart(vlm, number) for number in range(largest["patches"])]
+    sharing = [patch_of(vlm, seed) for seed in range(largest["patches that share rows"])]
 
-    def stacked(n: int) -> None:
+    def stacked(patches: list[mmedit.Patch], n: int) -> None:
         live = mmedit.Stack.of(vlm)
         names = [live.push(patch, name=str(number)) for number, patch in enumerate(patches[:n])]
         for name in names:
@@ -50,9 +54,19 @@ def ways_of(vlm: mmedit.VisionLanguageModel, largest: dict[str, int]) -> dict[st
     return {
         "nouns": lambda n: rank(vlm, (seen * n)[:n]),
         "pictures": lambda n: mmedit.locate_nouns(vlm, pictures[:n], batch_size=32),
-        "patches": stacked,
+        "patches": lambda n: stacked(apart, n),
+        "patches that share rows": lambda n: stacked(sharing, n),
         "layers": lambda n: rank(vlm, [[s] for s in sightings(vlm, pictures[1], words(2), layers=range(n))]),
     }
+
+
+def patch_apart(vlm: mmedit.VisionLanguageModel, number: int, n: int = 3) -> mmedit.Patch:
+    """One of many patches of n neurons, each in another layer, none of which another patch has."""
+    live, n_layers = mmedit.Stack.of(vlm), vlm.architecture.n_layers
+    places = [divmod(number * n + place, n_layers) for place in range(n)]
+    units = {mmedit.Site(layer): torch.tensor([unit]) for unit, layer in places}
+    deltas = {site: (chosen, torch.full((1, vlm.architecture.d_model), 0.01)) for site, chosen in units.items()}
+    return mmedit.Patch(deltas, {site: live.base_rows(site, units[site]) for site in units}, Base.of(vlm), "benchmark")
 
 
 def points(way: Way, sizes: tuple[int, ...], repeats: int) -> list[float]:
