@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy as copying
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmedit.errors import HparamsError, RequestError
 from mmedit.hparams import AUTO, read_values
@@ -210,24 +211,51 @@ def apply_to_model(
         The edited model, and `{full parameter name: original tensor}`, empty unless asked for.
 
     Raises:
-        RequestError: for a request that cannot be carried out; the model is then unchanged.
+        RequestError: for a request that cannot be carried out; the model is then unchanged. Whatever happens, it is in
+            training or evaluation as before, and the tokenizer has the padding token that it had.
     """
     model = copying.deepcopy(model) if copy else model
-    was_training = model.training
-    vlm = VisionLanguageModel(model, tok_or_processor, getattr(model, "name_or_path", ""))
-    method = editor(hparams) if dataclasses.is_dataclass(hparams) else editor.from_hparams(hparams, vlm)
-    listed = [requests] if isinstance(requests, Mapping | EditRequest) else list(requests)
-    wanted = [request if isinstance(request, EditRequest) else EditRequest.from_dict(request) for request in listed]
-    patch = method.execute(vlm, wanted)
-    parameters = dict(bare_model(model).named_parameters())
-    names = {vlm.architecture.w_out(site).name for site in patch.sites}
-    originals = (
-        {name: parameters[name].detach().clone() for name in sorted(names)}
-        if return_orig_weights or keep_original_weight
-        else {}
-    )
-    Stack(vlm.architecture).push(
-        patch
-    )  # for good: the caller restores from tensors, the model's own stack must not remember it
-    model.train(was_training)
+    with as_found(model, tok_or_processor):
+        vlm = VisionLanguageModel(model, tok_or_processor, getattr(model, "name_or_path", ""))
+        method = editor(hparams) if dataclasses.is_dataclass(hparams) else editor.from_hparams(hparams, vlm)
+        listed = [requests] if isinstance(requests, Mapping | EditRequest) else list(requests)
+        wanted = [request if isinstance(request, EditRequest) else EditRequest.from_dict(request) for request in listed]
+        patch = method.execute(vlm, wanted)
+        parameters = dict(bare_model(model).named_parameters())
+        names = {vlm.architecture.w_out(site).name for site in patch.sites}
+        originals = (
+            {name: parameters[name].detach().clone() for name in sorted(names)}
+            if return_orig_weights or keep_original_weight
+            else {}
+        )
+        # for good: the caller restores from tensors, the model's own stack must not remember it
+        Stack(vlm.architecture).push(patch)
     return model, originals
+
+
+@contextmanager
+def as_found(model: nn.Module, processor: Any) -> Iterator[None]:
+    """Leave every module in training or evaluation as it was, and the tokenizer without a padding token if it had none.
+
+    Args:
+        model: a transformers model, which editing puts into evaluation mode.
+        processor: its processor or tokenizer, which needs a padding token meanwhile.
+
+    Example:
+        >>> import mmedit
+        >>> vlm = mmedit.load("iconworld-llava")
+        >>> _ = vlm.model.train()
+        >>> with as_found(vlm.model, vlm.processor):
+        ...     _ = vlm.model.eval()
+        >>> vlm.model.training
+        True
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    modes, padding = {module: module.training for module in model.modules()}, tokenizer.pad_token
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        if tokenizer.pad_token != padding:
+            tokenizer.pad_token = padding

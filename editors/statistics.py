@@ -25,6 +25,7 @@ from mmedit.evaluation.answers import default_folder
 from mmedit.files import make_folder, replacing
 from mmedit.models.architecture import WOut, bare_model
 from mmedit.models.fingerprint import fingerprint
+from mmedit.models.finite import not_finite
 from mmedit.models.forcing import forced_inputs
 from mmedit.models.images import image_digest
 from mmedit.models.vlm import VisionLanguageModel
@@ -52,6 +53,7 @@ def second_moments(
 
     Raises:
         ImageError: if a picture cannot be read.
+        ModelError: if the model computes NaN or infinity about one.
 
     Example:
         >>> import mmedit
@@ -77,23 +79,35 @@ def second_moments(
 def _measured(
     vlm: VisionLanguageModel, w_outs: Sequence[WOut], images: Sequence[Any], prompt: str | Prompt | None
 ) -> dict[Site, Tensor]:
-    """One pass for each picture with its answer: with a single row there is no padding to be left out."""
+    """One pass for each picture with its answer: with a single row there is no padding to be left out.
+
+    What comes out at the end is looked at too: an answer that overflowed below is none to measure.
+    """
     sums = {w_out.site: torch.zeros(w_out.d_ffn, w_out.d_ffn, device=w_out.weight.device) for w_out in w_outs}
-    counts = dict.fromkeys(sums, 0)
+    counts, finite = dict.fromkeys(sums, 0), list[bool]()
 
     def see(site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:
         o = args[0].detach().reshape(-1, args[0].shape[-1]).float()
         sums[site] += o.T @ o
         counts[site] += len(o)
 
+    def see_end(module: nn.Module, args: tuple[Any, ...]) -> None:
+        finite.append(bool(args[0][..., -1, :].isfinite().all()))
+
     if not w_outs:
         return {}
     said = vlm.generate(list(images), prompt)
-    hooks = (w_out.module.register_forward_pre_hook(partial(see, w_out.site)) for w_out in w_outs)
-    with removing(hooks), torch.inference_mode():
+    hooks: list[tuple[nn.Module, Any]] = [(w_out.module, partial(see, w_out.site)) for w_out in w_outs]
+    hooks += [(norm, see_end) for norm in [vlm.architecture.final_norm] if norm is not None]
+    with removing(module.register_forward_pre_hook(hook) for module, hook in hooks), torch.inference_mode():
         for image, generation in zip(images, said, strict=True):
             inputs, _ = forced_inputs(vlm, [image], prompt, [generation.ids])
             bare_model(vlm.reader(inputs))(**inputs, use_cache=False)
+    for site, matrix in sums.items():
+        if not bool(matrix.isfinite().all()):
+            raise not_finite(vlm.model, site)
+    if not all(finite):
+        raise not_finite(vlm.model, max(vlm.architecture.w_outs))
     return {site: matrix / max(1, counts[site]) for site, matrix in sums.items()}
 
 
@@ -117,7 +131,7 @@ def _read(file: Path, w_out: WOut) -> Tensor | None:
 def _write(file: Path, matrix: Tensor) -> None:
     try:
         make_folder(file.parent)
-        with replacing(file) as part:
+        with replacing(file, wait=True) as part:  # another run may have worked out the same
             save_file({NAME: matrix.cpu().contiguous()}, part)
     except (OutputError, SafetensorError) as error:
         warnings.warn(f"second moments are not kept: {file}: {error}", stacklevel=4)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmedit.concepts import occurrences
+from mmedit.models.finite import not_finite
 from mmedit.models.vlm import VisionLanguageModel, batches
 from mmedit.neuron import Neuron, Site
 from mmedit.requests import Prompt
@@ -29,6 +29,7 @@ class Background:
 
     Raises:
         ImageError: if a picture cannot be read.
+        ModelError: if the model computes NaN or infinity about one; nothing may be learned from that.
 
     Example:
         >>> import mmedit
@@ -48,21 +49,26 @@ class Background:
         kept: dict[Site, list[Tensor]] = {site: [] for site in places}
         self.size = 0  # positions
         asked: list[tuple[Any, Any]] = [(batch, prompt) for batch in batches(images, batch_size)] if len(images) else []
-        with Trace(vlm.architecture) as trace:
+        with Trace(vlm.architecture, norms=True) as trace:
             for pictures, text in [*asked, *((None, question) for question in questions)]:
                 for row, generation in enumerate(vlm.generate_batch(vlm.inputs(pictures, text))):
                     image, said = None if pictures is None else pictures[row], (*generation.ids, min(vlm.end_ids))
-                    self.answers.append(Rewrite(image, text, generation, said, tuple(range(len(generation.ids)))))
-                    for site, step in product(kept, range(len(generation.ids))):
-                        o = trace.at(site, step, row)
-                        if o.any():  # an expert is asked at few positions
-                            places[site].append(self.size + step)
-                            kept[site].append(o.to("cpu", torch.bfloat16))
-                    self.size += len(generation.ids)
+                    n = len(generation.ids)
+                    self.answers.append(Rewrite(image, text, generation, said, tuple(range(n))))
+                    steps = range(min(n + 1, trace.n_steps))  # with the one that ends the answer
+                    for site in kept:
+                        o = torch.stack([trace.at(site, step, row) for step in steps])
+                        _require_finite(vlm, site, o)
+                        asked_at = o[:n].any(1).nonzero().flatten()  # an expert is asked at few positions
+                        places[site] += (self.size + asked_at).tolist()
+                        kept[site].append(o[asked_at].to("cpu", torch.bfloat16))
+                    for norm in trace.norms:  # what the last W_outs have written
+                        _require_finite(vlm, max(kept), torch.stack([trace.entered(norm, step, row) for step in steps]))
+                    self.size += n
                 trace.clear()
         self._places = {site: torch.tensor(found, dtype=torch.long) for site, found in places.items()}
         self._activations = {
-            site: torch.stack(records) if records else torch.zeros(0, vlm.architecture.w_out(site).d_ffn)
+            site: torch.cat(records) if records else torch.zeros(0, vlm.architecture.w_out(site).d_ffn)
             for site, records in kept.items()
         }
 
@@ -108,6 +114,11 @@ class Background:
         for column, neuron in enumerate(neurons):
             o[self._places[neuron.site], column] = self._activations[neuron.site][:, neuron.unit].float()
         return o[positions]
+
+
+def _require_finite(vlm: VisionLanguageModel, site: Site, computed: Tensor) -> None:
+    if not bool(computed.isfinite().all()):
+        raise not_finite(vlm.model, site)
 
 
 def drawn_pictures(n: int, seed: int = 0) -> list[Any]:

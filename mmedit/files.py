@@ -1,24 +1,37 @@
-"""Writing files so that they appear whole or not at all."""
+"""Writing files so that they appear whole or not at all, and one process at a time."""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from mmap import mmap
 from pathlib import Path
 from secrets import token_hex
 
 from mmedit.errors import OutputError
+from mmedit.locks import Lock
+
+_claims: ContextVar[frozenset[Path]] = ContextVar("claims", default=frozenset())
+"""The files that this thread alone may write now."""
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, wait: bool = False) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success it takes the place of `path`, otherwise it is removed.
 
+    One at a time writes a file, of all processes and threads. What a killed one left is removed by the next.
+
+    Args:
+        path: the file.
+        wait: for another who writes it, as where both write the same into a cache.
+
     Raises:
-        OutputError: if the folder does not exist or cannot be written, or the disk is full.
+        OutputError: if another is writing it, the folder does not exist or cannot be written, or the disk is full.
 
     Example:
         >>> target = Path(tempfile.mkdtemp()) / "note.txt"
@@ -28,10 +41,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     target = Path(path)
-    with _temporary(target) as part:
+    with _alone(target, wait), _temporary(target) as part:
         try:
             yield part
-            part.chmod(0o666 & ~_umask())
+            part.chmod(_usual_mode(target))
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             part.replace(target)
@@ -51,10 +64,23 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise OutputError unless a file can be written here, before anything long is begun."""
-    with _temporary(Path(path)):
-        pass
+@contextmanager
+def claimed(path: str | Path) -> Iterator[None]:
+    """Be the only one to write a file, from before long work until it is written; this thread may write it meanwhile.
+
+    Raises:
+        OutputError: at once, if another is writing it or it cannot be written here.
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with claimed(target):
+        ...     write_text(target, "after long work")
+    """
+    target = Path(path)
+    with _alone(target):
+        with _temporary(target):  # which says what a lock would not, such as a name too long
+            pass
+        yield
 
 
 def make_folder(path: str | Path) -> Path:
@@ -84,28 +110,69 @@ def write_all(handle: int, data: mmap | memoryview, place: int) -> None:
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
+def _alone(target: Path, wait: bool = False) -> Iterator[None]:
+    """Be the only one to write a file; nothing new where this thread is that already."""
+    claims, place = _claims.get(), Path(os.path.realpath(target.parent), target.name)
+    if place in claims:
+        yield
+        return
+    lock = Lock(target)
+    try:
+        try:
+            with _here(target):
+                lock.take(wait)
+                if lock.left:
+                    _clean(target)
+            _claims.set(claims | {place})
+            yield
+        finally:
+            _claims.set(claims)
+            lock.drop()
+    finally:
+        _claims.set(claims)
+        lock.drop()  # again, for a Ctrl-C on the threshold of the first
+
+
+def _clean(target: Path) -> None:
+    """Remove temporary files; nobody is at work any more, so their makers are dead."""
+    remains = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.part")
+    for beside in target.parent.iterdir():
+        if remains.fullmatch(beside.name):
+            _remove(beside)
+
+
+@contextmanager
+def _temporary(target: Path, mode: int = 0o600) -> Iterator[Path]:
     """An empty temporary file beside the target, which nobody else may read; gone after every exit."""
     part = target.parent / f".{target.name}.{token_hex(8)}.part"  # named first, so that no Ctrl-C can lose it
     try:
         try:
-            _make(part, target)
+            with _here(target):
+                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
             yield part
         finally:
             _remove(part)
     finally:
-        _remove(part)  # again, for a Ctrl-C on the threshold of the first
+        _remove(part)  # again, as above
 
 
-def _make(part: Path, target: Path) -> None:
+def _usual_mode(target: Path) -> int:
+    """The mode that any new file beside the target has: asked of one, for the umask can be read only by setting it, for all threads."""
+    with _temporary(target, 0o666) as new:
+        return stat.S_IMODE(new.stat().st_mode)
+
+
+@contextmanager
+def _here(target: Path) -> Iterator[None]:
+    """Say what is wrong where a file cannot be made beside its target, which is no device or pipe to be replaced by a file."""
     try:
-        if target.exists() and not target.is_file():  # a device or pipe must not be replaced by a file
+        if target.exists() and not target.is_file():
             raise OutputError(
                 "this is a folder" if target.is_dir() else "this is not a regular file",
                 where=target,
                 expected="a file's path",
             )
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        yield
     except OSError as error:
         raise OutputError(
             "cannot write a file here",
@@ -118,9 +185,3 @@ def _make(part: Path, target: Path) -> None:
 def _remove(part: Path) -> None:
     with suppress(OSError):  # where it could not be made, there is nothing to remove
         part.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmedit.concepts import Occurrence
+from mmedit.models.finite import not_finite
 from mmedit.models.forcing import dictated, forced
 from mmedit.models.readout import directions
 from mmedit.models.vlm import Generation, VisionLanguageModel, batches
@@ -146,6 +147,9 @@ def leads_of(vlm: VisionLanguageModel, rewrites: Sequence[Rewrite], batch_size: 
 
     Returns:
         The leads of the tokens of each.
+
+    Raises:
+        ModelError: if the model computes NaN or infinity.
     """
     found: dict[int, Leads] = {}
     for batch in _alike(list(range(len(rewrites))), rewrites, batch_size):
@@ -155,6 +159,8 @@ def leads_of(vlm: VisionLanguageModel, rewrites: Sequence[Rewrite], batch_size: 
             own = logits.gather(1, wanted)[:, 0]
             best = logits.scatter(1, wanted, -torch.inf).max(1)
             found[number] = Leads((own - best.values).cpu(), best.indices.cpu())
+            if not bool(found[number].margins.isfinite().all()):  # NaN is below nothing, and would pass for a lead
+                raise not_finite(vlm.model)
     return [found[number] for number in range(len(rewrites))]
 
 

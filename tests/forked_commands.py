@@ -26,6 +26,7 @@ from mmedit.testbed.world import render, scene
 
 COMMANDS = ("edit", "merge", "bake", "to-lora", "convert", "bench", "analyse")
 RESUMED = ("bench", "analyse")  # what runs once more on the same output and goes on
+FILES = ("edit", "merge", "diff", "locate", "eval")  # what writes one file
 SERVER = """
 import json, os, signal, sys, threading, tqdm, mmedit
 tqdm.tqdm.monitor_interval = 0  # no thread beside ours when we fork
@@ -35,15 +36,15 @@ mmedit.load("iconworld-llava")
 from mmedit.nouns import find_nouns
 find_nouns("a cat on the sand")  # what reads nouns is loaded at its first use
 
-def watch(name, kill_at, note):
-    "Count how often a file of the output, or beside it, is about to be touched; kill this process at the n-th time."
+def watch(name, kill_at, stop_at, note):
+    "Count how often a file of the output, or beside it, is about to be touched; kill or stop this process at the n-th time."
     steps = 0
     def hook(event, arguments):
         nonlocal steps
         if event in ("open", "os.rename", "os.mkdir", "os.chmod", "os.remove", "os.link", "os.truncate") and any(name in str(a) for a in arguments):
             steps += 1
-            if steps == kill_at:
-                os.kill(os.getpid(), 9)
+            if steps in (kill_at, stop_at):
+                os.kill(os.getpid(), signal.SIGKILL if steps == kill_at else signal.SIGSTOP)
     sys.addaudithook(hook)
     return lambda: open(note, "w").write(str(steps))
 
@@ -52,13 +53,16 @@ for line in sys.stdin:
     if "wait" in told:
         print(os.waitstatus_to_exitcode(os.waitpid(told["wait"], 0)[1]), flush=True)
         continue
+    if "stopped" in told:
+        print(os.WIFSTOPPED(os.waitpid(told["stopped"], os.WUNTRACED)[1]), flush=True)
+        continue
     child = os.fork()
     if not child:
         signal.alarm(120)  # a command that hangs is a failure, not a wait
         said = os.open(told["said"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2), os.close(0)
         sys.argv, code = ["mmedit", *told["argv"]], 1
-        count = watch(told["name"], told["kill_at"], told["said"] + ".steps")
+        count = watch(told["name"], told["kill_at"], told["stop_at"], told["said"] + ".steps")
         try:
             mmedit.cli.main()
             code = 0
@@ -95,6 +99,7 @@ class Commands:
             edit = {"source": "cat", "target": f"dog{number}"}
             patch = mmedit.Patch(deltas, {site: rows}, base.base, "test", {}, (edit,))
             patch.save(self.folder / f"{number}.safetensors")
+        mmedit.bake("iconworld-llava", [mmedit.Patch.load(self.folder / "0.safetensors")], self.folder / "baked")
         self.records = self.folder / "records.json"
         asked = {
             "src": "Describe the image in few words.",
@@ -108,10 +113,13 @@ class Commands:
         write_original(self.folder / "llava-v1-tiny", speaking(vlm, linear=True), without_image_token(vlm.processor))
 
     def arguments(self, name: str, output: Path) -> list[object]:
-        here = self.folder
+        here, option = self.folder, {"locate": "--save", "eval": "--page"}.get(name, "-o")
         return {
             "edit": ["edit", here / "cat0.png", "--source", "cat", "--target", "dog"],
             "merge": ["patch", "merge", here / "0.safetensors", here / "1.safetensors"],
+            "diff": ["patch", "diff", "iconworld-llava", here / "baked"],
+            "locate": ["locate", here / "cat0.png", "--source", "cat"],
+            "eval": ["eval", here / "0.safetensors", "--edited", here / "cat0.png"],
             "bake": ["bake", "iconworld-llava", here / "0.safetensors"],
             "to-lora": ["patch", "to-lora", here / "0.safetensors"],
             "convert": ["convert", here / "llava-v1-tiny"],
@@ -126,20 +134,24 @@ class Commands:
                 "--method",
                 "contribution",
             ],
-        }[name] + ["-o", output]
+        }[name] + [option, output]
 
     def output(self, name: str) -> Path:
         """A new place for a command to write to."""
         self._n += 1
         folder = self.folder / f"{name}{self._n}"
         folder.mkdir()
-        return folder / ("output.safetensors" if name in ("edit", "merge") else "output")
+        return folder / ("output.safetensors" if name in FILES else "output")
 
-    def start(self, name: str, output: Path, kill_at: int = 0) -> tuple[int, Path]:
+    def start(self, name: str, output: Path, kill_at: int = 0, stop_at: int = 0) -> tuple[int, Path]:
         self._n += 1
         said = self.folder / f"said{self._n}"
         argv = [str(argument) for argument in self.arguments(name, output)]
-        return self._tell(argv=argv, name=f"{output.parent.name}/", kill_at=kill_at, said=str(said)), said
+        name = f"{output.parent.name}/"
+        started = self._tell(argv=argv, name=name, kill_at=kill_at, stop_at=stop_at, said=str(said)), said
+        if stop_at:
+            assert self._tell(stopped=started[0]), "it ended before it came so far"
+        return started
 
     def end(self, started: tuple[int, Path]) -> tuple[int, str]:
         """The exit code of a command that was started, and what it said."""
@@ -156,8 +168,8 @@ class Commands:
     def reference(self, name: str) -> str:
         """What one command alone writes, in short; how long it takes, and in how many steps."""
         if name not in self._references:
-            output, began = self.output(name), time.perf_counter()
-            started = self.start(name, output)
+            output = self.output(name)
+            started, began = self.start(name, output), time.perf_counter()  # the server has begun by now
             code, said = self.end(started)
             assert code == 0, said
             self.seconds[name] = time.perf_counter() - began
@@ -173,7 +185,7 @@ class Commands:
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(told) + "\n")
         self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        return int(json.loads(self._server.stdout.readline().lower()))
 
 
 @cache
@@ -188,8 +200,10 @@ def shared() -> Commands:
 
 def digest_of(name: str, output: Path) -> str:
     """What a command has written, without times and paths."""
-    if name in ("edit", "merge"):
+    if name in ("edit", "merge", "diff"):
         return mmedit.Patch.load(output).digest
+    if name in FILES:
+        return hashlib.sha256(output.read_bytes()).hexdigest()
     if name == "bench":
         assert (output / "report.html").read_text().rstrip().endswith("</html>")
         return json.dumps(json.loads((output / "MMNeurons.json").read_text())["metrics"], sort_keys=True)

@@ -20,7 +20,7 @@ import mmedit
 ROOT = Path(__file__).parent.parent
 ROOTS = {"mmedit": ROOT / "mmedit", "mmedit.editors": ROOT / "editors", "mmedit.hparams": ROOT / "hparams"}
 LAYERS = [
-    {"mmedit.errors"}, {"mmedit.files", "mmedit.printable", "mmedit.processes"}, {"mmedit.neuron", "mmedit.requests", "mmedit.nouns", "mmedit.hparams"}, {"mmedit.concepts", "mmedit.cases"},
+    {"mmedit.errors"}, {"mmedit.locks"}, {"mmedit.files", "mmedit.printable", "mmedit.processes"}, {"mmedit.neuron", "mmedit.requests", "mmedit.nouns", "mmedit.hparams"}, {"mmedit.concepts", "mmedit.cases"},
     {"mmedit.models", "mmedit.testbed", "mmedit.data"}, {"mmedit.patches", "mmedit.trace"}, {"mmedit.sightings", "mmedit.rewrites"}, {"mmedit.steps", "mmedit.background"}, {"mmedit.scorers"}, {"mmedit.evaluation", "mmedit.locate"}, {"mmedit.editors"}, {"mmedit.analysis"}, {"mmedit.cli", "mmedit.bridges"}, {"mmedit.__main__"},
 ]  # fmt: skip
 

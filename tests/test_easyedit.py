@@ -21,7 +21,7 @@ import mmedit
 from mmedit.bridges import easyedit
 from mmedit.cases import EditCase, Probe
 from mmedit.data.benchmarks import load_cases
-from mmedit.editors import EDITORS
+from mmedit.editors import EDITORS, apply_mm_neurons_to_model
 from mmedit.errors import HparamsError, ImageError, RequestError
 from mmedit.evaluation.export import export_mmedit
 from mmedit.models.forcing import answer_ids
@@ -411,6 +411,44 @@ def test_a_padding_token_that_was_lent_is_taken_back(
     hp = easyedit.hparams((model, processor))
     easyedit.apply_mm_neurons(model, processor, request(files), hp)
     assert processor.tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize("ends", ["well", "no such word", "interrupted", "bad hyperparameters"])
+def test_the_face_of_rome_leaves_modes_and_padding_as_they_were(
+    model: Any, trained: mmedit.VisionLanguageModel, files: list[str], ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes of the edit."""
+    mmedit.VisionLanguageModel(model, trained.processor).caption(
+        files[0]
+    )  # transformers puts hooks of its own on a model
+    processor = copy.deepcopy(trained.processor)
+    processor.tokenizer.pad_token = None
+    model.train()
+    model.model.vision_tower.eval()  # as it is often frozen
+    before, found = weights(model), traces(model, processor)
+    wanted = mmedit.EditRequest(files[0], "submarine" if ends == "no such word" else "cat", "dog")
+    hp = {"epochs": -1} if ends == "bad hyperparameters" else "iconworld-llava"
+
+    def edit() -> Any:
+        return apply_mm_neurons_to_model(model, processor, wanted, hp, return_orig_weights=True)
+
+    if ends == "well":
+        edited, originals = edit()
+        assert edited is model and not same(before, model)
+        with torch.no_grad():
+            for name, original in originals.items():
+                model.get_parameter(name).copy_(original)
+    else:
+        errors = {"no such word": RequestError, "interrupted": KeyboardInterrupt, "bad hyperparameters": HparamsError}
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        if ends == "interrupted":
+            monkeypatch.setattr(mmedit.Stack, "push", interrupt)
+        with pytest.raises(errors[ends]):
+            edit()
+    assert same(before, model) and traces(model, processor) == found
 
 
 @pytest.mark.filterwarnings("ignore")

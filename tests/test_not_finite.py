@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import mmedit
+from mmedit.background import Background, drawn_pictures
+from mmedit.editors.patching import modules_of
+from mmedit.editors.statistics import second_moments
 from mmedit.errors import MmeditError, ModelError, PatchError
 from mmedit.models.finite import bad_weight
+from mmedit.rewrites import Rewrite
+from mmedit.steps import leads_of
 
 LANGUAGE = "model.language_model.layers"
 POISONED = {
@@ -86,5 +93,76 @@ def test_a_patch_never_holds_what_is_no_number(
     assert isinstance(caught.value, PatchError | ModelError) and caught.value.where
 
 
+def test_a_lead_that_is_no_number_is_not_taken_for_one(untrained: mmedit.VisionLanguageModel, cat_file: Path) -> None:
+    """NaN is not below 0, so an answer that cannot be said would pass for one that is."""
+    (generation,) = untrained.generate(cat_file)
+    rewrite = Rewrite(cat_file, None, generation, (*generation.ids[:3], min(untrained.end_ids)), (0,))
+    assert leads_of(untrained, [rewrite])[0].margins.isfinite().all()
+    untrained.architecture.final_norm.weight.data[1] = torch.nan
+    with pytest.raises(ModelError, match=r"norm\.weight"):
+        leads_of(untrained, [rewrite])
+
+
 def test_a_caption_without_nouns_is_no_error(vlm: mmedit.VisionLanguageModel, cat_file: Path) -> None:
     assert mmedit.locate_nouns(vlm, cat_file, mmedit.Prompt("What colour is the cat?")) is not None
+
+
+WHITE = Image.new("RGB", (64, 64), "white")
+SPOILED = {  # what is computed wrong, and where that is first seen
+    "vision tower": ("model.vision_tower", 0),
+    "gate of layer 2": (f"{LANGUAGE}.2.mlp.gate_proj", 2),
+    "W_out of the last layer": (f"{LANGUAGE}.5.mlp.down_proj", 5),
+}
+
+
+@contextmanager
+def spoiled_by_white(vlm: mmedit.VisionLanguageModel, name: str, value: float) -> Iterator[None]:
+    """What a module computes of a white picture, and of nothing else, is NaN or infinity."""
+    white, rows = vlm.inputs(WHITE)["pixel_values"].flatten(1), list[Any]([slice(0)])
+
+    def see(module: Any, args: Any, kwargs: Any) -> None:
+        pixels = args[0] if args else kwargs["pixel_values"]
+        rows[0] = (pixels.flatten(1) == white).all(1).nonzero().flatten()
+
+    def spoil(module: Any, args: Any, output: Any) -> None:
+        (output if isinstance(output, torch.Tensor) else output.last_hidden_state)[rows[0]] = value
+
+    hooks = [
+        vlm.model.get_submodule("model.vision_tower").register_forward_pre_hook(see, with_kwargs=True),
+        vlm.model.get_submodule(name).register_forward_hook(spoil),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", SPOILED)
+def test_what_an_unrelated_picture_alone_spoils_is_told_by_its_layer(
+    vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest, which: str, value: float, tmp_path: Path
+) -> None:
+    """Nothing is learned from it: no editor makes a patch of such pictures, none is kept on the disk, and all others go on as ever."""
+    (name, layer), fine, all_layers = SPOILED[which], drawn_pictures(2), range(6)
+    expected = second_moments(vlm, modules_of(vlm.architecture, all_layers), fine, folder=False)
+    with spoiled_by_white(vlm, name, value):
+        assert Background(vlm, fine).size and vlm.caption(request_of_cat.images)
+        with pytest.raises(ModelError, match="not a finite number") as caught:
+            Background(vlm, [*fine, WHITE])
+        assert caught.value.where == mmedit.Site(layer) and "its weights are finite" in str(caught.value.got)
+        for layers in ([5], [1], all_layers):
+            w_outs = modules_of(vlm.architecture, layers)
+            with pytest.raises(ModelError, match="not a finite number") as caught:
+                second_moments(vlm, w_outs, [WHITE, *fine], folder=tmp_path)
+            first = next((at for at in layers if at >= layer), 5)
+            assert caught.value.where == mmedit.Site(first)
+        found = second_moments(vlm, modules_of(vlm.architecture, all_layers), fine, folder=False)
+        assert all(torch.equal(found[site], expected[site]) for site in expected)
+        for editor in ("Margin", "ROME", "MEMIT") if which == "gate of layer 2" and value == torch.inf else ():
+            method = mmedit.editors.EDITORS[editor].from_hparams("iconworld-llava", vlm)
+            method.unrelated = [*fine, WHITE]
+            with pytest.raises(ModelError, match="not a finite number") as caught:
+                method.execute(vlm, request_of_cat)
+            assert isinstance(caught.value.where, mmedit.Site) and caught.value.do
+    assert not [*tmp_path.rglob("*.safetensors")] and mmedit.Stack.of(vlm).names == ()

@@ -14,16 +14,26 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mmedit
+from mmedit.analysis import figures
+from mmedit.analysis import report as study_report
+from mmedit.analysis.picture_sets import PictureSet
+from mmedit.analysis.specificity import Heatmap
+from mmedit.analysis.study import Section, Study, Table
+from mmedit.analysis.survey import Concept, Ranked, Surveyed
 from mmedit.cli import main
+from mmedit.data.pictured import Pictured
 from mmedit.errors import HparamsError, ImageError, MmeditError, ModelError, PatchError
 from mmedit.evaluation.page import write_report
 from mmedit.files import replacing
@@ -35,6 +45,7 @@ from mmedit.patches.new_folder import new_folder
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for folder in ("mmedit", "editors", "hparams") for path in sorted((ROOT / folder).rglob("*.py"))]
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202egpj"
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MARKUP = "<script>alert(1)</script>'\"&"
 Run = Callable[..., tuple[int, str]]
 
@@ -200,7 +211,7 @@ def test_no_command_prints_what_a_terminal_would_obey(run: Run, patch: mmedit.Pa
     ):  # fmt: skip
         code, out = run(*arguments)
         assert code in (0, 2) and out, arguments
-        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", out), f"{arguments}: {out!r}"
+        assert not OBEYED.search(out.replace("\n", "")), f"{arguments}: {out!r}"
     assert baked.is_dir()
 
 
@@ -226,6 +237,86 @@ def test_a_page_shows_markup_in_names_as_text(vlm: mmedit.VisionLanguageModel, r
     write_report(tmp_path / "report.html", [report])
     page = (tmp_path / "report.html").read_text()
     assert "alert(1)" in page and "<script>alert" not in page
+
+
+class Shown(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.text = list[tuple[str, dict[str, str | None]]](), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_of_a_study_shows_what_strangers_say_as_text(vlm: mmedit.VisionLanguageModel, cat_file: Path, tmp_path: Path) -> None:  # fmt: skip
+    """Names of models and pictures, captions, words, tokens and errors: no tag, attribute, template or terminal code in them is obeyed."""
+
+    def evil(name: str) -> str:
+        return f"{name}{MARKUP}\" onerror='x' {{{{ 7 * 191 }}}}{{% raise %}}{ESCAPE}"
+
+    def study_of(name: Callable[[str], str], folder: str) -> tuple[Study, list[Section]]:
+        named = mmedit.VisionLanguageModel(vlm.model, vlm.processor, name("model"))
+        picture = Pictured(cat_file, label=name("picture"))
+        study = Study(named, PictureSet(name("set"), [picture]), tmp_path / folder, ("contribution",), k=3)
+        ranked = Ranked((mmedit.Neuron(1, 2),), (1.0,), ((name("token"),),))
+        concept = Concept(name("word"), 0, 5, {"contribution": ranked})
+        study.survey = [Surveyed(0, name("label"), name("caption"), (concept,))]  # type: ignore[misc]
+        section = Section(
+            "own", name("title"), name("text"), [Table("own", (name("head"),), [(name("cell"),)], name("table"))],
+            [(cat_file, name("figure"))], [(name("heading"), [(name("panel"), Image.new("RGB", (4, 4)))])], name("refused"),
+        )  # fmt: skip
+        sections = [*study.run(["layers", "tokens"]), section]
+        study_report.write_report(study, sections)
+        return study, sections
+
+    shown, plain = (Shown(study_of(name, folder)[0].path("report.html").read_text()) for name, folder in ((evil, "evil"), (str, "plain")))  # fmt: skip
+    assert [(tag, [*attributes]) for tag, attributes in shown.tags] == [(tag, [*a]) for tag, a in plain.tags]
+    for name in ("model", "set", "label", "caption", "word", "token", "title", "text", "head", "cell", "table", "figure", "heading", "panel", "refused"):  # fmt: skip
+        assert f"{name}{MARKUP}" in shown.text.replace("\\'", "'"), name
+    assert "{{ 7 * 191 }}" in shown.text and "1337" not in shown.text and "{% raise %}" in shown.text
+    everything = shown.text + "".join(filter(None, (value for _, a in shown.tags for value in a.values())))
+    assert OBEYED.search(everything.replace("\n", "")) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_heatmap_of_words_that_are_no_mathematics(tmp_path: Path) -> None:
+    """Matplotlib reads what stands between dollars as TeX, and stops where it is none."""
+    heat = Heatmap(("$\\frac$", "cat\x1b[2J"), (mmedit.Neuron(0, 1),) * 2, np.eye(2, dtype=np.float32))
+    figures.save(figures.draw_heatmap(heat, "title"), tmp_path / "heat.png")
+    assert (tmp_path / "heat.png").stat().st_size > 1000
+
+
+def test_studies_and_benchmarks_print_nothing_that_a_terminal_would_obey(
+    run: Run, cat_file: Path, tmp_path: Path
+) -> None:
+    """Of what names they are given, and what their pages show of them."""
+    pictures = tmp_path / f"p{ESCAPE}"
+    pictures.mkdir()
+    shutil.copy(cat_file, pictures / f"cat{ESCAPE}.png")
+    record = {"src": f"What is this?{ESCAPE}", "rephrase": f"What is it?{ESCAPE}", "pred": "cat", "alt": "dog", "image": f"cat{ESCAPE}.png", "image_rephrase": f"cat{ESCAPE}.png", "loc": f"What is the sky?{ESCAPE}", "loc_ans": "blue", "m_loc": f"cat{ESCAPE}.png", "m_loc_q": f"What is this?{ESCAPE}", "m_loc_a": f"a cat{ESCAPE}"}  # fmt: skip
+    (pictures / "records.json").write_text(json.dumps([record]))
+    commands = {
+        "study": ["analyse", "tokens", pictures, "-k", 10, "--method", "contribution"],
+        "study of none": ["analyse", "tokens", tmp_path / f"none{ESCAPE}"],
+        "bench": ["bench", pictures / "records.json", "--format", "mmedit"],
+        "bench of none": ["bench", tmp_path / f"none{ESCAPE}.json", "--format", "mmedit"],
+    }
+    for name, arguments in commands.items():
+        for extra in ([], ["--json"]):
+            output = tmp_path / f"{name}{extra}{ESCAPE}"
+            code, out = run(*arguments, "-o", output, *extra)
+            assert code == (2 if "none" in name else 0) and out, out
+            out = re.sub("\r[^\r\n\x1b]*", "", out)  # a progress bar
+            assert OBEYED.search(out.replace("\n", "")) is None, f"{name}: {out!r}"
+            if code == 0:
+                page = Shown((output / "report.html").read_text())
+                assert "owned" in page.text and OBEYED.search(re.sub("[\n\t]", "", page.text)) is None
 
 
 # --- memory, and files that are not whole yet -------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from mmedit.analysis.specificity import Heatmap
 from mmedit.analysis.survey import METHODS
 from mmedit.evaluation.intervals import Estimate
 from mmedit.files import replacing
+from mmedit.printable import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -101,7 +102,8 @@ def draw_heatmap(heatmap: Heatmap, title: str) -> Figure:
     axes.set_xticks(
         range(len(heatmap.neurons)), [str(neuron) for neuron in heatmap.neurons], rotation=60, ha="right", fontsize=8
     )
-    axes.set_yticks(range(len(heatmap.words)), heatmap.words, fontsize=8)
+    words = [printable(word) for word in heatmap.words]
+    axes.set_yticks(range(len(words)), words, fontsize=8, parse_math=False)  # a caption may say `$`
     axes.set(xlabel="best neuron of each concept", ylabel="concept", title=title)
     figure.colorbar(shown, ax=axes, label="contribution score")
     return figure

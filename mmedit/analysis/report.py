@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mmedit.files import write_text
+from mmedit.printable import printable
 
 if TYPE_CHECKING:
     from mmedit.analysis.study import Section, Study, Table
@@ -35,14 +36,14 @@ def write_tables(study: Study, section: Section) -> None:
 
 
 def write_report(study: Study, sections: Sequence[Section]) -> Path:
-    """Write `report.html`: everything in it is escaped and nothing is loaded from elsewhere.
+    """Write `report.html`: everything in it is escaped, what would be obeyed is written out, and nothing is loaded from elsewhere.
 
     Raises:
         OutputError: if it cannot be written.
     """
     from jinja2 import Environment
 
-    environment = Environment(autoescape=True)
+    environment = Environment(autoescape=True, finalize=_printable)
     environment.filters["figure"] = _figure
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
@@ -53,6 +54,10 @@ def write_report(study: Study, sections: Sequence[Section]) -> Path:
     path = study.path("report.html")
     write_text(path, page)
     return path
+
+
+def _printable(value: Any) -> Any:
+    return printable(value, keep="\n") if type(value) is str else value  # markup is a str of another type
 
 
 def _subtitle(study: Study) -> str:

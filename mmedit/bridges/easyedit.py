@@ -13,8 +13,7 @@ It scores the chat template and the target with nothing in between, and no end t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args
@@ -25,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from mmedit.editors import EDITORS, Editor
-from mmedit.editors.base import apply_to_model
+from mmedit.editors.base import apply_to_model, as_found
 from mmedit.errors import HparamsError, ImageError, RequestError
 from mmedit.hparams import hparams_for, read_values
 from mmedit.models.forcing import answer_ids
@@ -163,7 +162,7 @@ def apply_of(name: str) -> Apply:
         listed: list[Any] = [requests] if bare else list(requests)
         asked = [request_of(one) for one in listed]
         in_place = hparams.mode == "in_place" or (hparams.mode == "auto" and bare)
-        with _as_found(model, tok_or_processor):
+        with as_found(model, tok_or_processor):
             vlm = VisionLanguageModel(model, tok_or_processor, getattr(model, "name_or_path", ""))
             editor, wanted = hparams.editor_for(vlm), [one for one in asked if not _said_already(vlm, one)]
             if asked and not wanted:  # nothing to teach, and no reason to stop a run of thousands
@@ -229,20 +228,6 @@ def _said_already(vlm: VisionLanguageModel, request: EditRequest) -> bool:
         return False
     said = vlm.generate(list(request.images), request.prompt)[0]
     return list(said.ids) == answer_ids(vlm, request.prompt, request.target)
-
-
-@contextmanager
-def _as_found(model: nn.Module, processor: Any) -> Iterator[None]:
-    """Leave every module in training or evaluation as it was, and the tokenizer without a padding token if it had none."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    modes, padding = {module: module.training for module in model.modules()}, tokenizer.pad_token
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        if tokenizer.pad_token != padding:
-            tokenizer.pad_token = padding
 
 
 def _method(name: str) -> str:

@@ -25,7 +25,7 @@ def demo(
     """Caption pictures, locate neurons, swap a concept, check what else changed, save the patch, write a page."""
     began = time.perf_counter()
     from mmedit.errors import RequestError
-    from mmedit.files import make_folder
+    from mmedit.files import make_folder, replacing
     from mmedit.testbed.world import NOUNS, render, scene
 
     if source not in NOUNS or target not in NOUNS:
@@ -40,12 +40,13 @@ def demo(
     drawn += [scene("benchmark", 2000 + i, exclude=(source,)) for i in range(N_UNRELATED)]
     pictures = make_folder(folder / "pictures")
     files = [pictures / f"{i:02}.png" for i in range(len(drawn))]
-    for file, shown in zip(files, drawn, strict=True):
-        render(shown)[0].save(file)
-    result = swap(
-        files, source, target, folder / f"{source}-to-{target}.safetensors", folder / "report.html", quiet=json
-    )
-    result["seconds"] = round(time.perf_counter() - began, 1)
+    patch_file, page = folder / f"{source}-to-{target}.safetensors", folder / "report.html"
+    with o.claimed([patch_file, page]):
+        for file, shown in zip(files, drawn, strict=True):
+            with replacing(file) as part:
+                render(shown)[0].save(part, "PNG")
+        result = swap(files, source, target, patch_file, page, quiet=json)
+        result["seconds"] = round(time.perf_counter() - began, 1)
     if json:
         o.print_json(result)
         return

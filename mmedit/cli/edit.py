@@ -31,25 +31,25 @@ def edit(
     from mmedit.editors.unrelated import UnrelatedEditor
     from mmedit.errors import RequestError
     from mmedit.evaluation.metrics import all_replaced
-    from mmedit.files import check_writable
+    from mmedit.files import claimed
 
-    check_writable(output)
-    given = {name: value for name, value in (("scorer", scorer), ("seed", seed)) if value is not None}
-    values = o.choose_hparams(editor, hparams, model, **given)
-    forms = _forms(also or ())
-    request = EditRequest(o.check_images(images), source, target, o.make_prompt(prompt, prefix), forms)
-    pictures = None if unrelated is None else [found.image for found in read_pictures(unrelated)]
-    vlm = o.load_model(model, device, dtype, revision)
-    method = o.make_editor(editor, values, vlm)
-    if pictures is not None:
-        if not isinstance(method, UnrelatedEditor):
-            raise RequestError("this method looks at no unrelated pictures", got=editor, do="leave --unrelated out")
-        method.unrelated = pictures
-    patch = method.execute(vlm, request)
-    before = vlm.caption(images, request.prompt)
-    with patch.applied(vlm):
-        after = vlm.caption(images, request.prompt)
-    patch.save(output)
+    with claimed(output):
+        given = {name: value for name, value in (("scorer", scorer), ("seed", seed)) if value is not None}
+        values = o.choose_hparams(editor, hparams, model, **given)
+        forms = _forms(also or ())
+        request = EditRequest(o.check_images(images), source, target, o.make_prompt(prompt, prefix), forms)
+        pictures = None if unrelated is None else [found.image for found in read_pictures(unrelated)]
+        vlm = o.load_model(model, device, dtype, revision)
+        method = o.make_editor(editor, values, vlm)
+        if pictures is not None:
+            if not isinstance(method, UnrelatedEditor):
+                raise RequestError("this method looks at no unrelated pictures", got=editor, do="leave --unrelated out")
+            method.unrelated = pictures
+        patch = method.execute(vlm, request)
+        before = vlm.caption(images, request.prompt)
+        with patch.applied(vlm):
+            after = vlm.caption(images, request.prompt)
+        patch.save(output)
     swapped = [new == all_replaced(old, request.swaps) != old for old, new in zip(before, after, strict=True)]
     if json:
         captions = [

@@ -46,29 +46,29 @@ def evaluate(
     from mmedit import evaluate as judge
     from mmedit.data.pictures import read_pictures
 
-    o.check_outputs([page, csv], [*patches, *(edited or ()), *(related or ()), *(unrelated or ())])
-    loaded, ask = [Patch.load(file) for file in patches], o.make_prompt(prompt, prefix)
-    pictures = {
-        name: read_pictures(places or [])
-        for name, places in (("requests", edited), ("related", related), ("unrelated", unrelated))
-    }
-    prompts = {"text_only": text_only or [], "rephrased": rephrased or [], "same_image": same_image or []}
-    n_asked = _how_many(pictures, prompts)
-    o.check_images([picture.image for group in pictures.values() for picture in group])
-    vlm = o.load_model(model, device, dtype, revision)
-    passes = 1 + len(loaded) * (2 if teacher_forcing else 1)
-    with tqdm(total=n_asked * passes, desc="answers", unit="answer", disable=None, leave=False) as bar:
-        reports = judge(
-            vlm, loaded, **pictures, **prompts, prompt=ask, batch_size=batch_size, teacher_forcing=teacher_forcing,
-            cache=None if cache else False, bar=bar,
-        )  # fmt: skip
-    if len({report.name for report in reports}) < len(reports):  # of the same swap: told apart by their files
-        reports = [replace(r, name=f"{r.name} ({file})") for r, file in zip(reports, patches, strict=True)]
-    if json:
-        o.print_json([report.to_dict() for report in reports])
-    else:
-        _show(reports)
-    _write(reports, page, csv)
+    with o.claimed([page, csv], [*patches, *(edited or ()), *(related or ()), *(unrelated or ())]):
+        loaded, ask = [Patch.load(file) for file in patches], o.make_prompt(prompt, prefix)
+        pictures = {
+            name: read_pictures(places or [])
+            for name, places in (("requests", edited), ("related", related), ("unrelated", unrelated))
+        }
+        prompts = {"text_only": text_only or [], "rephrased": rephrased or [], "same_image": same_image or []}
+        n_asked = _how_many(pictures, prompts)
+        o.check_images([picture.image for group in pictures.values() for picture in group])
+        vlm = o.load_model(model, device, dtype, revision)
+        passes = 1 + len(loaded) * (2 if teacher_forcing else 1)
+        with tqdm(total=n_asked * passes, desc="answers", unit="answer", disable=None, leave=False) as bar:
+            reports = judge(
+                vlm, loaded, **pictures, **prompts, prompt=ask, batch_size=batch_size, teacher_forcing=teacher_forcing,
+                cache=None if cache else False, bar=bar,
+            )  # fmt: skip
+        if len({report.name for report in reports}) < len(reports):  # of the same swap: told apart by their files
+            reports = [replace(r, name=f"{r.name} ({file})") for r, file in zip(reports, patches, strict=True)]
+        if json:
+            o.print_json([report.to_dict() for report in reports])
+        else:
+            _show(reports)
+        _write(reports, page, csv)
 
 
 def _how_many(pictures: Mapping[str, Sequence[Pictured]], prompts: Mapping[str, Sequence[str]]) -> int:

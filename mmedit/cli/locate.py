@@ -26,28 +26,24 @@ def locate(
     """Rank the neurons that write a word of the caption."""
     from mmedit import locate_nouns, locate_word
     from mmedit.errors import RequestError
-    from mmedit.files import check_writable
     from mmedit.scorers import as_scorer
 
-    if save is not None:
-        if source is None:
-            raise RequestError(
-                "--save needs --source", got="no source", do="name the word whose ranking is to be saved"
-            )
-        check_writable(save)
-    o.check_images(images)
-    method = as_scorer(scorer, seed)
-    vlm = o.load_model(model, device, dtype, revision)
-    asked = o.make_prompt(prompt, prefix)
-    settings: dict[str, Any] = {
-        "scorer": method, "k": k, "activation": activation, "final_norm": final_norm, "layers": layer or None,
-    }  # fmt: skip
-    if source is not None:
-        rankings = [locate_word(vlm, images, source, asked, **settings)]
-    else:
-        rankings = [ranking for found in locate_nouns(vlm, images, asked, **settings) for ranking in found]
-    if save is not None:
-        rankings[0].save(save)
+    if save is not None and source is None:
+        raise RequestError("--save needs --source", got="no source", do="name the word whose ranking is to be saved")
+    with o.claimed([save]):
+        o.check_images(images)
+        method = as_scorer(scorer, seed)
+        vlm = o.load_model(model, device, dtype, revision)
+        asked = o.make_prompt(prompt, prefix)
+        settings: dict[str, Any] = {
+            "scorer": method, "k": k, "activation": activation, "final_norm": final_norm, "layers": layer or None,
+        }  # fmt: skip
+        if source is not None:
+            rankings = [locate_word(vlm, images, source, asked, **settings)]
+        else:
+            rankings = [ranking for found in locate_nouns(vlm, images, asked, **settings) for ranking in found]
+        if save is not None:
+            rankings[0].save(save)
     if json:
         o.print_json([ranking.to_dict() for ranking in rankings])
         return

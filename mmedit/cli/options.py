@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,16 +106,22 @@ def check_images(images: list[Path]) -> list[Path]:
     return images
 
 
-def check_outputs(outputs: Sequence[Path | None], inputs: Iterable[str | Path]) -> None:
-    """Raise OutputError, before anything long is begun, unless these files can be written and none of them is also read."""
+@contextmanager
+def claimed(outputs: Sequence[Path | None], inputs: Iterable[str | Path] = ()) -> Iterator[None]:
+    """Be the only one to write some files, from before anything long is begun; each is given once, and none is also read."""
     from mmedit.errors import OutputError
-    from mmedit.files import check_writable
+    from mmedit.files import claimed as claim
 
-    given = [output.resolve() for output in outputs if output is not None]
-    for i, output in enumerate(given):
-        check_writable(output)
-        if output in given[:i] or output in [Path(path).resolve() for path in inputs]:
-            raise OutputError("this file is given twice", where=output, do="choose another name for what is written")
+    seen = [Path(path).resolve() for path in inputs]
+    with ExitStack() as held:
+        for output in (output for output in outputs if output is not None):
+            held.enter_context(claim(output))
+            if output.resolve() in seen:
+                raise OutputError(
+                    "this file is given twice", where=output, do="choose another name for what is written"
+                )
+            seen.append(output.resolve())
+        yield
 
 
 def say(text: object, err: bool = False) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
 from mmedit.errors import OutputError
+from mmedit.locks import Lock
 
 
 @contextmanager
@@ -33,10 +34,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path).absolute()
     try:
-        with _alone(target):
+        with Lock(target) as lock:
             check_free(target)
             remains = re.compile(rf"\.{re.escape(target.name)}\.part-\d+-\w+")
-            for left in target.parent.iterdir():  # nobody else is at work, so their makers are dead
+            for left in (
+                target.parent.iterdir() if lock.held else ()
+            ):  # nobody else is at work, so their makers are dead
                 if remains.fullmatch(left.name):
                     shutil.rmtree(left)
             part = (
@@ -63,33 +66,12 @@ def check_free(path: str | Path) -> None:
         raise OutputError("this exists already", where=target, expected="a new folder or an empty one", do="choose another name")  # fmt: skip
 
 
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock on writing a folder; the system lets go of it when the process ends, however it ends."""
-    lock = target.parent / f".{target.name}.lock"
-    while True:
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), lock.stat()):
-                break  # the file that we hold is the one that others see
-        except FileNotFoundError:  # its last holder has just removed it
-            os.close(handle)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise OutputError("another process is writing this folder", where=target, do="wait for it") from error
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
 def _settle(folder: Path) -> None:
     """Have everything on the disk, with the usual permissions."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
+    (usual := folder / token_hex(8)).mkdir()
+    mode = usual.stat().st_mode
+    usual.rmdir()
+    folder.chmod(stat.S_IMODE(mode))
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             _sync(Path(place, name))

@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mmedit.files import check_writable, write_text
+from mmedit.files import claimed, write_text
 
 HERE = Path(__file__).parent
 SCRIPTS = {
@@ -78,20 +79,19 @@ def main(
     unknown = set(only or ()) - set(SCRIPTS)
     if unknown:
         raise typer.BadParameter(f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
-    if file:
-        check_writable(file)
-    rows = []
-    for script in only or SCRIPTS:
-        if quick and script == "bake":  # it has no small size: it is about gigabytes
-            continue
-        options = [*SCRIPTS[script], *["--quick"] * quick]
-        options += ["--plot", str(plotted)] if plotted and script == "growth" else []
-        for row in rows_of(script, options):
-            rows.append(row)
-            print(markdown([row]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(markdown(rows))
-    if file:
-        write_text(file, json.dumps(rows, indent=1) + "\n")
+    with claimed(file) if file else nullcontext():
+        rows = []
+        for script in only or SCRIPTS:
+            if quick and script == "bake":  # it has no small size: it is about gigabytes
+                continue
+            options = [*SCRIPTS[script], *["--quick"] * quick]
+            options += ["--plot", str(plotted)] if plotted and script == "growth" else []
+            for row in rows_of(script, options):
+                rows.append(row)
+                print(markdown([row]).splitlines()[-1], file=sys.stderr, flush=True)
+        print(markdown(rows))
+        if file:
+            write_text(file, json.dumps(rows, indent=1) + "\n")
     if any("failed" in (row["detail"] or {}) for row in rows):
         raise typer.Exit(1)
 

@@ -18,12 +18,12 @@ def diff(
     revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Save the rows of W_out in which two checkpoints differ as a patch on the first."""
-    from mmedit.files import check_writable
+    from mmedit.files import claimed
     from mmedit.patches.diff import diff as difference
 
-    check_writable(output)
-    patch = difference(base, edited, ignore=ignore or (), revision=revision)
-    patch.save(output)
+    with claimed(output):
+        patch = difference(base, edited, ignore=ignore or (), revision=revision)
+        patch.save(output)
     if json:
         o.print_json({"patch": str(output), "digest": patch.digest, "neurons": [str(n) for n in patch.neurons]})
         return

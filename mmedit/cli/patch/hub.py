@@ -37,12 +37,12 @@ def pull(
     revision: o.Revision = None, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Download a patch, check it, and save it."""
-    from mmedit.files import check_writable
+    from mmedit.files import claimed
     from mmedit.patches.hub import pull as download
 
-    check_writable(output)
-    patch = download(repo, revision, filename)
-    patch.save(output)
+    with claimed(output):
+        patch = download(repo, revision, filename)
+        patch.save(output)
     if json:
         o.print_json({"patch": str(output), "name": patch.name, "digest": patch.digest, "base": patch.base.model})
         return

@@ -22,11 +22,11 @@ def merge(
     """Make one patch of several that were made on the same model."""
     from mmedit import Patch
     from mmedit import merge as merge_patches
-    from mmedit.files import check_writable
+    from mmedit.files import claimed
 
-    check_writable(output)
-    merged = merge_patches([Patch.load(file) for file in files], method, weight or None, density=density, seed=seed)
-    merged.save(output)
+    with claimed(output):
+        merged = merge_patches([Patch.load(file) for file in files], method, weight or None, density=density, seed=seed)
+        merged.save(output)
     if json:
         o.print_json({
             "patch": str(output), "digest": merged.digest, "neurons": [str(neuron) for neuron in merged.neurons],
