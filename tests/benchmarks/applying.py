@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from timing import MIB, Row, at_least, in_turn, medians, on_gpu, run, times_of
+from timing import CPU, GPU, MIB, Row, at_least, in_turn, medians, on_gpu, run, times_of
 
 import mmedit
 from mmedit.patches.base import Base
@@ -72,4 +72,4 @@ def measure(vlm: mmedit.VisionLanguageModel, repeats: int) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    run(measure, "apply + revert", __doc__, dtype=torch.bfloat16)
+    run(measure, "apply + revert", __doc__, (*CPU, "7b, 12 layers", *GPU), dtype=torch.bfloat16)

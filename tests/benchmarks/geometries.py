@@ -27,6 +27,7 @@ from mmedit.testbed.checkpoint import build_processor
 GEOMETRIES = {
     "small": (1024, 24, 16, 2816, 224),  # 0.35 B in the language model and 0.3 B in the tower
     "7b, 3 layers": (4096, 3, 32, 11008, 336),
+    "7b, 12 layers": (4096, 12, 32, 11008, 336),  # 2.7 B and the tower: what 24 GiB hold twice in bfloat16
     "7b": (4096, 32, 32, 11008, 336),
     "13b": (5120, 40, 40, 13824, 336),
 }
