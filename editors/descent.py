@@ -64,9 +64,9 @@ def descended(g: Tensor, lr: float, epochs: int, beta: float, penalty: Penalty =
     if penalty == "squared_l2":
         return -g * lr * _geometric_sum(2 * lr * beta, epochs)
     climbed = size + (epochs - 1) * (size - beta)
-    around = torch.remainder(climbed + (beta - size), 2 * beta) - (beta - size) if beta > 0 else climbed
+    around = torch.remainder(climbed + (beta - size), 2 * beta) - (beta - size)
     r = lr * torch.where(size >= beta, climbed, around)
-    return torch.where(size > 0, -r * g / torch.where(size > 0, size, 1), torch.zeros_like(g))
+    return torch.where(size > 0, -r * g / size, 0)
 
 
 def _geometric_sum(x: float, n: int) -> float:

@@ -170,6 +170,8 @@ def test_ties_by_hand() -> None:
         1
     ]  # of a: 4 of 8, the ties with 1 all stay
     assert torch.equal(trimmed, torch.tensor([[4.0, -1.0, 2.25, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    least = mmedit.merge([a], "ties", density=1e-6).deltas[mmedit.Site(0)][1]
+    assert least.flatten().tolist() == [4.0] + [0.0] * 7, "one number stays"
     even = mmedit.merge([made({1: [1.0, 0, 0, 0]}), made({1: [-1.0, 0, 0, 0]})], "ties", density=1.0)
     assert even.deltas[mmedit.Site(0)][1].abs().max() == 0
 
@@ -197,7 +199,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     ties, dare = (mmedit.merge([patch], method) for method in ("ties", "dare"))
     assert (ties.deltas[mmedit.Site(0)][1] != 0).sum() == 1000 and ties.hparams["density"] == 0.2
     kept = dare.deltas[mmedit.Site(0)][1]
-    assert 400 < (kept != 0).sum() < 600 and dare.hparams["density"] == 0.1
+    assert 400 < (kept != 0).sum() < 600 and dare.hparams["density"] == 0.1 and dare.hparams["seed"] == 0
     assert torch.equal(kept[kept != 0], (rows / 0.1)[kept != 0])
 
 
@@ -251,13 +253,15 @@ def test_every_edit_keeps_its_provenance(tmp_path: Path) -> None:
     assert [(part["name"], part["digest"]) for part in parts] == [(inner.name, inner.digest), (c.name, c.digest)]
     assert [part["digest"] for part in parts[0]["hparams"]["parts"]] == [a.digest, b.digest]
     assert parts[0]["hparams"]["weights"] == [1.0, 3.0] and json.dumps(dict(merged.hparams))
+    elsewhere = dataclasses.replace(b, base=dataclasses.replace(BASE, model="a copy of m"))
+    assert mmedit.merge([a, elsewhere]).base == a.base
 
 
 @pytest.mark.parametrize(("field", "value"), [("n_layers", 4), ("d_ffn", 64), ("model_type", "qwen2_vl")])
 def test_patches_of_other_models_are_refused(field: str, value: Any) -> None:
-    a, b = made({1: [1.0] * 4}), made({2: [1.0] * 4})
+    a, b = made({1: [1.0] * 4}), made({2: [1.0] * 4}, source="c")
     other = dataclasses.replace(b, base=dataclasses.replace(BASE, **{field: value}))
-    with pytest.raises(BaseMismatchError, match=rf"different weights[\s\S]*{field} {value}"):
+    with pytest.raises(BaseMismatchError, match=rf"different weights[\s\S]*c→b[\s\S]*{field} {value}[\s\S]*as for a→b"):
         mmedit.merge([a, other])
 
 
@@ -268,6 +272,8 @@ def test_patches_of_other_weights_are_refused(untrained: mmedit.VisionLanguageMo
     rows[0, 3] += 1e-3
     with pytest.raises(BaseMismatchError, match=r"L0\.U2\b[\s\S]*one model"):
         mmedit.merge([a, dataclasses.replace(b, base_rows={mmedit.Site(0): rows})])
+    with pytest.raises(BaseMismatchError, match=r"L0\.U2\b"):  # the first of two
+        mmedit.merge([b, dataclasses.replace(b, base_rows={mmedit.Site(0): rows + 1})])
     low = low_rank_patch(untrained, 1)
     with pytest.raises(BaseMismatchError, match="another W_out at L2"):
         mmedit.merge([low, dataclasses.replace(low, base_digests={mmedit.Site(2): "0" * 64})])
@@ -319,4 +325,7 @@ def test_patches_of_two_checkpoints_of_one_shape_do_not_merge(processor: Any) ->
     unmarked = dataclasses.replace(
         patches[1], base=dataclasses.replace(patches[1].base, weights="")
     )  # as older files are
-    assert mmedit.merge([patches[0], unmarked]).neurons == tuple(mmedit.Neuron(1, unit) for unit in (0, 1))
+    for pair in ([patches[0], unmarked], [unmarked, patches[0]]):
+        merged = mmedit.merge(pair)
+        assert merged.neurons == tuple(mmedit.Neuron(1, unit) for unit in (0, 1))
+        assert merged.base == patches[0].base, "the mark is kept"

@@ -53,6 +53,16 @@ def test_closed_form_is_gradient_descent(
     assert torch.allclose(quick, slow, rtol=1e-6, atol=1e-6 * lr * size)
 
 
+@pytest.mark.parametrize("penalty", ["l2", "squared_l2"])
+@pytest.mark.parametrize("beta", [0.0, 1e-18, 1.0, 2.0])
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+def test_closed_form_is_gradient_descent_at_the_edges(epochs: int, beta: float, penalty: str) -> None:
+    """No penalty or next to none; a first step that lands on the squared one's least loss; a norm as steep as the loss, G = β."""
+    o, v0, v1 = torch.tensor([1.0, -0.7]), torch.tensor([2.0, 0.0]), torch.zeros(2)  # G is 2 and 1.4
+    quick, slow = (solve(o, v0, v1, 0.5, epochs, beta, penalty) for solve in (closed_form, gradient_descent))  # type: ignore[arg-type]
+    assert torch.allclose(quick, slow)
+
+
 @given(st.integers(1, 5), st.integers(1, 40))
 def test_neurons_are_solved_independently(k: int, epochs: int) -> None:
     torch.manual_seed(k)

@@ -290,8 +290,44 @@ def test_any_bytes_give_a_patch_or_a_patch_error(
 
 
 def test_scaled_rows_are_multiplied(untrained: mmedit.VisionLanguageModel) -> None:
-    patch = random_patch(untrained, 13)
-    assert all(torch.equal(patch.scaled(2.0).deltas[s][1], 2 * rows) for s, (_, rows) in patch.deltas.items())
+    patch = low_rank_patch(untrained, 13)
+    scaled = patch.scaled(4.0)
+    assert scaled.sites == patch.sites == (mmedit.Site(2), mmedit.Site(4))
+    assert all(torch.equal(scaled.rows(site), 4 * patch.rows(site)) for site in patch.sites)  # a power of two: exactly
+    parts = ({}, {"deltas": scaled.deltas}, {"low_rank": scaled.low_rank})
+    assert len({dataclasses.replace(patch, **part).digest for part in parts}) == 3
+
+
+def test_a_patch_is_called_by_what_it_does_and_is_itself_alone(untrained: mmedit.VisionLanguageModel) -> None:
+    patch = random_patch(untrained, 14)
+    assert patch.name == "s14→t14"
+    assert dataclasses.replace(patch, edits=()).name == patch.digest[:12]
+    assert patch == patch and patch != dataclasses.replace(patch) and len({patch, dataclasses.replace(patch)}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        patch.editor = "another"  # type: ignore[misc]
+
+
+def test_the_parts_of_a_patch_belong_together(untrained: mmedit.VisionLanguageModel) -> None:
+    patch, (two, four) = low_rank_patch(untrained, 15), (mmedit.Site(2), mmedit.Site(4))
+    with pytest.raises(PatchError, match="deltas none, base rows L4, low-rank L2, base digests L2"):
+        dataclasses.replace(patch, deltas={})
+    with pytest.raises(PatchError, match="low-rank L2, base digests none"):
+        dataclasses.replace(patch, base_digests={})
+    with pytest.raises(PatchError, match="either row-sparse or low-rank") as caught:
+        both = {site: (*patch.deltas.values(),)[0] for site in (two, four)}
+        rows = {site: patch.base_rows[four] for site in (two, four)}
+        dataclasses.replace(patch, deltas=both, base_rows=rows)
+    assert caught.value.got == "L2"
+    left, right = patch.low_rank[two]
+    for wrong in (
+        (left[1:], right),
+        (left, right[1:]),
+        (left, right[:, 1:]),
+        (left.double(), right),
+        (left, right * torch.nan),
+    ):
+        with pytest.raises(PatchError, match=r"low-rank|finite"):
+            dataclasses.replace(patch, low_rank={two: wrong})
 
 
 def low_rank_patch(vlm: Any, seed: int) -> mmedit.Patch:

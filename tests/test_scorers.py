@@ -529,7 +529,7 @@ def test_scores_that_are_no_numbers_are_told_with_their_layer(tiny: mmedit.Visio
 
     with pytest.raises(ModelError, match="not a finite number") as caught:
         rank(tiny, [sightings(tiny, picture(), at_steps(1))], scorer=Broken())
-    assert caught.value.where == "L1"
+    assert (caught.value.where, caught.value.got) == ("L1", str(bad))
 
 
 # ---- editing

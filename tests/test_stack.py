@@ -184,9 +184,38 @@ def test_tied_weights_are_one_weight(processor: Any, leave: tuple[int, ...]) -> 
     off = (architecture_of(model).w_out(three).matrix.float() - (matrix.float() + total)).abs()
     assert off.max() < 0.05 < total.abs().max()  # to bf16 rounding: the digests order the sum
     assert torch.equal(live.base_rows(three, torch.arange(24)), matrix[:24])
+    touched = {unit for patch in patches for units, _ in patch.deltas.values() for unit in units.tolist()}
+    assert len(live._base) == len(touched), "a row is kept once"
     for number in leave:
         live.pop(patches[number].name)
     assert same(before, bits(model)) and not live._base
+
+
+def test_a_check_looks_at_the_unpatched_rows_and_changes_nothing(untrained: Model) -> None:
+    live, patch, other = stack_of(untrained), random_patch(untrained, 1), random_patch(untrained, 2)
+    live.push(other)
+    assert len(live._base) == len(other.neurons)
+    before = bits(untrained.model)
+    live.check(patch)
+    last = patch.sites[-1]
+    unit = int(patch.units(last)[0])
+    moved = dataclasses.replace(patch, base_rows={s: rows + (s == last) for s, rows in patch.base_rows.items()})
+    with pytest.raises(BaseMismatchError, match=rf"L5\.U{unit}\b"):
+        live.check(moved)
+    assert same(before, bits(untrained.model)) and live.names == (other.name,)
+    live.clear()
+
+
+def test_a_stack_has_a_state_that_its_order_does_not_change(untrained: Model) -> None:
+    live, patches = stack_of(untrained), [random_patch(untrained, seed) for seed in range(3)]
+    states = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        for number in order:
+            live.push(patches[number], scale=number + 1.0)
+        states.append(live.state)
+        live.clear()
+    assert states[0] == states[1] == tuple(sorted((patch.digest, n + 1.0) for n, patch in enumerate(patches)))
+    assert live.state == ()
 
 
 def test_each_weight_is_rounded_to_its_own_type(untrained: Model) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import mmedit
 from mmedit.errors import RequestError
-from mmedit.locate import rank
+from mmedit.locate import rank, rank_given
 from mmedit.models import top_tokens
 from mmedit.models.readout import linear_norm
 from mmedit.neuron import Neuron
@@ -211,6 +211,40 @@ def test_a_word_said_again_is_ranked_as_it_is_alone(vlm: mmedit.VisionLanguageMo
     alone = [rank(vlm, [word], k=20)[0] for word in words]
     assert [r.neurons for r in rank(vlm, words, k=20)] == [r.neurons for r in alone]
     assert alone[0].neurons != alone[1].neurons
+
+
+def test_neurons_of_ones_own_choice_are_ranked_as_among_all(
+    vlm: mmedit.VisionLanguageModel, pictures: Pictures
+) -> None:
+    images = [picture for picture, caption, _ in pictures if " tree " in caption][:2]
+    seen = source_sightings(vlm, images, "tree")
+    (among_all,) = rank(vlm, [seen], k=3072)
+    chosen = [among_all[place].neuron for place in (700, 2, 3000, 2500, 40)]
+    given = rank_given(vlm, seen, chosen, 4)
+    assert given.neurons == tuple(chosen[place] for place in (1, 4, 0, 3, 2))
+    assert given.activations == tuple(among_all.activations[place] for place in (2, 40, 700, 2500, 3000))
+    for neuron, score, tokens in given:
+        (line,) = (line for line in among_all if line.neuron == neuron)
+        assert score == pytest.approx(line.score, abs=1e-6) and tokens == line.tokens[:4]
+    assert rank_given(vlm, seen[:1], chosen[:1]).neurons == (chosen[0],)
+
+
+def test_neurons_of_ones_own_choice_are_distinct_and_looked_at(
+    vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest
+) -> None:
+    seen = source_sightings(vlm, request_of_cat.images, "cat", layers=[1, 4])
+    for wrong in ([], [Neuron(1, 3), Neuron(4, 3), Neuron(1, 3)], [Neuron(1, 3), Neuron(2, 3)]):
+        with pytest.raises(RequestError, match=r"distinct[\s\S]*neurons of L1, L4"):
+            rank_given(vlm, seen, wrong)
+
+
+def test_a_hundred_neurons_with_ten_tokens_each_are_shown(vlm: mmedit.VisionLanguageModel, cat_file: Any) -> None:
+    seen = source_sightings(vlm, cat_file, "cat")
+    by_chance = mmedit.locate_word(vlm=vlm, images=cat_file, source="cat", scorer="random")
+    nouns = mmedit.locate_nouns(vlm=vlm, images=cat_file, scorer="random")[0]
+    assert {one.scorer for one in (by_chance, *nouns)} == {"random, seed 0"}
+    for one in (by_chance, *nouns, *rank(vlm, [seen]), rank_given(vlm, seen, by_chance.neurons)):
+        assert len(one) == 100 and {len(tokens) for _, _, tokens in one} == {10}
 
 
 def test_layers_choose_where_to_look(vlm: mmedit.VisionLanguageModel, request_of_cat: mmedit.EditRequest) -> None:

@@ -233,7 +233,7 @@ def stack(vlm: Any, patches: Iterable[Patch], scales: Sequence[float] | None = N
 
 
 @contextmanager
-def applied(vlm: Any, patch: Patch, scale: float = 1.0) -> Iterator[Any]:
+def applied(vlm: Any, patch: Patch, scale: float) -> Iterator[Any]:
     """Have one patch live for the length of a `with` block; see `Patch.applied`."""
     live = Stack.of(vlm)
     name, entry = live._admit(patch, _free_name(patch, live._entries), scale, live._entries)

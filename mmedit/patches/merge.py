@@ -74,7 +74,7 @@ def merge(
     return Patch(
         {site: (units, combine(site, units, _at(site, parts))) for site, (units, _) in base_rows.items()},
         {site: rows for site, (_, rows) in base_rows.items()},
-        chosen[0].base,
+        next((patch.base for patch in chosen if patch.base.weights), chosen[0].base),  # one that tells models apart
         "merge",
         {"method": method, "weights": weights, "density": density, "seed": seed, "parts": list(map(_origin, chosen))},
         tuple(edit for patch in chosen for edit in patch.edits),
