@@ -55,20 +55,24 @@ class Handler(BaseHTTPRequestHandler):
         server, (what, _, number) = self.server, self.path.lstrip("/").partition("/")
         with server.lock:
             server.asked[self.path] += 1
+        self.answer(what, number)
+
+    def pause(self) -> None:
+        """Be at work; over before the answer goes out, after which a client may ask the next at once."""
+        server = self.server
+        with server.lock:
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
-        try:
-            self.answer(what, number)
-        finally:
-            with server.lock:
-                server.busy -= 1
+        time.sleep(server.pause)
+        with server.lock:
+            server.busy -= 1
 
     def answer(self, what: str, number: str) -> None:
         server, times = self.server, self.server.asked[self.path]
         if what.isdigit():
             self.give(int(what), b"no picture", "text/html")
         elif what == "ok":
-            time.sleep(server.pause)
+            self.pause()
             self.give(200, picture(int(re.findall(r"\d+", number)[-1])))
         elif what in ("png", "gif", "webp", "tiff", "eps"):
             self.give(200, picture(int(number), what.upper()))
