@@ -19,7 +19,7 @@ from mmedit.models.readout import linear_norm
 from mmedit.neuron import Neuron
 from mmedit.nouns import find_nouns
 from mmedit.scorers.contribution import Contribution, contribution
-from mmedit.sightings import sightings, source_sightings
+from mmedit.sightings import Sighting, sightings, source_sightings
 from mmedit.trace import Trace
 
 Pictures = list[tuple[Image.Image, str, Any]]
@@ -190,11 +190,16 @@ def test_the_tokens_of_many_neurons_are_those_of_each(
     assert top_tokens.top_tokens(vlm, [], 4) == [] and top_tokens.top_tokens(vlm, neurons[:2], 0) == [(), ()]
 
 
+def trees(vlm: mmedit.VisionLanguageModel, pictures: Pictures, n: int) -> list[Sighting]:
+    """Where the model says `tree` about n pictures."""
+    images = [picture for picture, caption, _ in pictures if " tree " in caption][:n]
+    return source_sightings(vlm, images, "tree")
+
+
 def test_a_ranking_has_the_activations_where_the_word_is_said(
     vlm: mmedit.VisionLanguageModel, pictures: Pictures
 ) -> None:
-    images = [picture for picture, caption, _ in pictures if " tree " in caption][:3]
-    seen = source_sightings(vlm, images, "tree")
+    seen = trees(vlm, pictures, 3)
     (ranking,) = rank(vlm, [seen], k=60)
     assert len(seen) > 1
     for (neuron, _, _), o in zip(ranking, ranking.activations, strict=True):
@@ -216,8 +221,7 @@ def test_a_word_said_again_is_ranked_as_it_is_alone(vlm: mmedit.VisionLanguageMo
 def test_neurons_of_ones_own_choice_are_ranked_as_among_all(
     vlm: mmedit.VisionLanguageModel, pictures: Pictures
 ) -> None:
-    images = [picture for picture, caption, _ in pictures if " tree " in caption][:2]
-    seen = source_sightings(vlm, images, "tree")
+    seen = trees(vlm, pictures, 2)
     (among_all,) = rank(vlm, [seen], k=3072)
     chosen = [among_all[place].neuron for place in (700, 2, 3000, 2500, 40)]
     given = rank_given(vlm, seen, chosen, 4)
